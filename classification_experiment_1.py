@@ -1,0 +1,16 @@
+"""Experiment 1: with input normalization.
+
+The transformer pads with 0, but black is -0.42 in a normalized image: does the frame make training collapse?
+"""
+
+import torch
+
+from common import run_experiment
+
+run_experiment(
+    "classification_experiment_1",
+    mean=0.1307,
+    std=0.3081,
+    make_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01),
+    epochs=100,
+)

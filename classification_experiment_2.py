@@ -1,0 +1,16 @@
+"""Experiment 2: without input normalization.
+
+Black is 0, and so is the padding: there is no frame. Does training last, with SGD at learning rate 0.01?
+"""
+
+import torch
+
+from common import run_experiment
+
+run_experiment(
+    "classification_experiment_2",
+    mean=0,
+    std=1,
+    make_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01),
+    epochs=100,
+)

@@ -1,0 +1,16 @@
+"""Experiment 3: without input normalization, Adam instead of SGD.
+
+Was it SGD's large learning rate that made experiment 2 collapse?
+"""
+
+import torch
+
+from common import run_experiment
+
+run_experiment(
+    "classification_experiment_3",
+    mean=0,
+    std=1,
+    make_optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.0001),
+    epochs=150,
+)

@@ -1,0 +1,17 @@
+"""Experiment 4: with input normalization, padded with black.
+
+Experiment 1 without the frame, and nothing else changed: is it the frame?
+"""
+
+import torch
+
+from common import run_experiment
+
+run_experiment(
+    "classification_experiment_4",
+    mean=0.1307,
+    std=0.3081,
+    fill=-0.1307 / 0.3081,
+    make_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01),
+    epochs=100,
+)

@@ -1,0 +1,16 @@
+"""Experiment 5: normalization's scale alone.
+
+Black stays 0, there is no frame, but inputs are 3.2 times as large: is it the scale?
+"""
+
+import torch
+
+from common import run_experiment
+
+run_experiment(
+    "classification_experiment_5",
+    mean=0,
+    std=0.3081,
+    make_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01),
+    epochs=100,
+)

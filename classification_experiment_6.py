@@ -1,0 +1,16 @@
+"""Experiment 6: normalization's shift alone.
+
+Black is -0.13, there is a frame, but inputs are no larger than without normalization: is it the shift?
+"""
+
+import torch
+
+from common import run_experiment
+
+run_experiment(
+    "classification_experiment_6",
+    mean=0.1307,
+    std=1,
+    make_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01),
+    epochs=100,
+)

@@ -1,0 +1,16 @@
+"""Experiment 7: with input normalization, Adam instead of SGD.
+
+Experiment 1 with the optimizer of experiment 3: is it the normalization, or SGD?
+"""
+
+import torch
+
+from common import run_experiment
+
+run_experiment(
+    "classification_experiment_7",
+    mean=0.1307,
+    std=0.3081,
+    make_optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.0001),
+    epochs=150,
+)
