@@ -1,6 +1,6 @@
-"""What the experiments share, in the order in which data flow: digits, canvases, batches, training, testing, figure, files, run.
+"""What the experiments share, in the order in which data flow: digits, canvases, batches, figure, history, files, run.
 
-An experiment script calls `run_experiment` and nothing else.
+A script calls `run_experiment` and nothing else.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class RunError(Exception):
     """A failure that the user can mend; its message is one line that says how."""
 
 
-# ---------------------------------------------------------------------------------------------------------------- digits
+# --------------------------------------------------------------------------------------------------------------- digits
 
 UNPACKED = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -60,7 +60,7 @@ UNPACKED = {
 
 
 class MNIST(torchvision.datasets.MNIST):
-    """torchvision's MNIST, which verifies the archives that it downloads; this one verifies what was unpacked as well."""
+    """torchvision's MNIST verifies the archives that it downloads; this one verifies what was unpacked as well."""
 
     def _check_exists(self):
         return all(check_integrity(Path(self.raw_folder, name), md5) for name, md5 in UNPACKED.items())
@@ -118,24 +118,21 @@ def load_digits(data_dir, digits="auto"):
                     f"MNIST is not in {data_dir} and cannot be downloaded: copy its files to {data_dir}/MNIST/raw, "
                     f"or use --digits embedded ({error})"
                 ) from error
-            print(
-                f"{'!' * 100}\n!!! NO MNIST in {data_dir}, and it cannot be downloaded. This run uses the 5,000 EMBEDDED "
-                f"digits: fine for a look, not for results.\n{'!' * 100}",
-                file=sys.stderr,
-            )
+            line = f"!!! No MNIST in {data_dir}, and no network: going on with the 5,000 EMBEDDED digits !!!"
+            print("!" * len(line), line, "!" * len(line), sep="\n", file=sys.stderr)
     with np.load(EMBEDDED) as file:
         images, labels = file["images"], file["labels"].astype(np.int64)
     return (images[:4000], labels[:4000]), (images[4000:], labels[4000:]), "embedded"
 
 
-# -------------------------------------------------------------------------------------------------------------- canvases
+# ------------------------------------------------------------------------------------------------------------- canvases
 
 
 def clutter(images, patch_source, seed):
     """Puts each digit at a random place of a 60 x 60 canvas, over 8 random 6 x 6 patches of random other digits.
 
-    The recipe of the published runs: a later patch overwrites an earlier one, the digit lies over all of them, and every
-    pixel that is not 0 becomes 1. The first N canvases do not depend on how many are made.
+    The recipe of the published runs: a later patch overwrites an earlier one, the digit lies over all of them, and
+    every pixel that is not 0 becomes 1. The first N canvases do not depend on how many are made.
 
     Args:
         images: uint8 (N, 28, 28), the digits.
@@ -147,9 +144,8 @@ def clutter(images, patch_source, seed):
     """
     count, side = len(images), images.shape[-1]
     highs = [CANVAS - side] * 2 + [len(patch_source), *[side - PATCH] * 2, *[CANVAS - PATCH] * 2] * PATCHES
-    randint = (np.random.default_rng(seed).random((count, len(highs))) * highs).astype(
-        np.int64
-    )  # row by row: canvas by canvas
+    # drawn row by row, that is canvas by canvas
+    randint = (np.random.default_rng(seed).random((count, len(highs))) * highs).astype(np.int64)
     place, patches = randint[:, :2].T, randint[:, 2:].reshape(count, PATCHES, 5)
 
     canvases, rows = np.zeros((count, CANVAS, CANVAS), np.uint8), np.arange(count)
@@ -163,9 +159,9 @@ def clutter(images, patch_source, seed):
 
 
 def load_canvases(dataset, data_dir, digits, limit):
-    """Returns (images, labels) to train and to test on, and which digits these are; images are uint8 (N, 1, side, side).
+    """Returns (images, labels) to train on, the same to test on, and which digits these are.
 
-    60,000 and 10,000 images, or `limit` and a sixth of it; fewer digits than that are used again and again.
+    `limit` and a sixth of it, images uint8 (N, 1, side, side); where the digits are fewer they are used again.
     """
     *sets, which = load_digits(data_dir, digits)
     patch_source = np.concatenate([images for images, _ in sets])
@@ -177,18 +173,16 @@ def load_canvases(dataset, data_dir, digits, limit):
     return *tensors, which
 
 
-# ----------------------------------------------------------------------------------------------- batches, train and test
+# ---------------------------------------------------------------------------------------------- batches, train and test
 
-if (
-    platform.libc_ver()[0] == "glibc"
-):  # by default it returns a step's large tensors to the system and faults them in again
+if platform.libc_ver()[0] == "glibc":  # else it returns a step's tensors to the system, and faults them in in the next
     for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
         ctypes.CDLL(None).mallopt(parameter, 2**30)
 
 
 def normalize(images, peak, mean, std):
     """Turns uint8 (N, 1, side, side), values 0 to `peak`, into the float32 batch that the network sees."""
-    return images.float().div_(peak).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+    return images.float().div_(peak).sub_(mean).div_(std)
 
 
 def train(model, optimizer, images, labels, to_batch, title):
@@ -207,34 +201,29 @@ def train(model, optimizer, images, labels, to_batch, title):
 
 @torch.no_grad()
 def test(model, images, labels, to_batch):
-    """Returns mean loss and accuracy in percent, scale and inside of the transformer, over all images."""
+    """Returns loss, accuracy in percent, and the transformer's scale and inside, each the mean over all images."""
     model.eval()
     total = torch.zeros(4, device=images.device)
     for batch, target in zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True):
         batch = to_batch(batch)
         theta = model.stn.theta(batch)
         logits = model.classifier(model.stn.sample(batch, theta))
-        loss, correct = F.cross_entropy(logits, target), (logits.argmax(1) == target).float().mean()
-        total += torch.stack([loss, 100 * correct, stn.scale(theta), stn.inside(theta)]) * len(batch)
-    return dict(
-        zip(("test/loss", "test/accuracy", "stn/scale", "stn/inside"), (total / len(images)).tolist(), strict=True)
-    )
+        loss, correct = F.cross_entropy(logits, target, reduction="sum"), (logits.argmax(1) == target).sum()
+        total += torch.stack([loss, correct, stn.scale(theta) * len(batch), stn.inside(theta) * len(batch)])
+    loss, correct, scale, inside = (value / len(images) for value in total.tolist())
+    return {"test/loss": loss, "test/accuracy": 100 * correct, "stn/scale": scale, "stn/inside": inside}
 
 
-# ---------------------------------------------------------------------------------------------------------------- figure
+# --------------------------------------------------------------------------------------------------------------- figure
 
-TILE, PANEL, MARGIN, HEAD = (
-    60,
-    8 * 60 + 7,
-    9,
-    58,
-)  # pixels; a panel is 8 x 8 tiles with a line of one pixel between them
+TILE, MARGIN, HEAD = 60, 9, 58  # pixels
+PANEL = 8 * TILE + 7  # 8 x 8 tiles with a line of one pixel between them
 
 
 def outlines(theta, size):
-    """Corners (N, 4, 2) of the sampled regions in pixels (x, y) of images of size x size: `theta` applied to (+-1, +-1).
+    """Corners (N, 4, 2) of the sampled regions: `theta` (N, 2, 3) applied to (+-1, +-1).
 
-    The image's outer edges lie at 0 and `size`. `theta` is (N, 2, 3).
+    In pixels (x, y) of the square input images, whose outer edges lie at 0 and `size`.
     """
     corners = torch.tensor([[-1.0, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]], device=theta.device)
     return (corners @ theta.transpose(1, 2) + 1) * size / 2
@@ -249,9 +238,8 @@ def draw_figure(model, images, to_batch, mean, std, title):
     model.eval()
     batch = to_batch(images)
     theta = model.stn.theta(batch)
-    inputs, transformed = (
-        (x * std + mean).clamp(0, 1)[:, 0].cpu().numpy() for x in (batch, model.stn.sample(batch, theta))
-    )
+    pair = batch, model.stn.sample(batch, theta)
+    inputs, transformed = ((x * std + mean).clamp(0, 1)[:, 0].cpu().numpy() for x in pair)
     polygons = outlines(theta, images.shape[-1]).cpu().numpy()
 
     width, height = 4 * MARGIN + 3 * PANEL, HEAD + PANEL + MARGIN
@@ -270,10 +258,8 @@ def draw_figure(model, images, to_batch, mean, std, title):
             mosaic[y : y + side, x : x + side] = tile.repeat(zoom, 0).repeat(zoom, 1)
             if name == "Learned transformations":
                 corner = np.array([left + x, HEAD + y])
-                outline = Polygon(
-                    corner + zoom * polygons[i], fill=False, edgecolor="#ff8000", linewidth=1.5, antialiased=False
-                )
-                axes.add_patch(outline)
+                outline = Polygon(corner + zoom * polygons[i], fill=False, edgecolor="#ff8000", linewidth=1.5)
+                axes.add_patch(outline).set_antialiased(False)
                 outline.set_clip_box(TransformedBbox(Bbox([corner, corner + side]), axes.transData))
         extent = (left, left + PANEL, HEAD + PANEL, HEAD)
         axes.imshow(mosaic, "gray", vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
@@ -285,14 +271,8 @@ def draw_figure(model, images, to_batch, mean, std, title):
 
 # ------------------------------------------------------------------------------------------------------ a run's history
 
-TAGS = (
-    "train/loss",
-    "test/loss",
-    "test/accuracy",
-    "stn/scale",
-    "stn/inside",
-    "time/epoch_seconds",
-)  # a row: epoch and these
+# a row of a history, and of metrics.csv, is an epoch and these
+TAGS = ("train/loss", "test/loss", "test/accuracy", "stn/scale", "stn/inside", "time/epoch_seconds")
 
 
 def collapsed(history):
@@ -324,7 +304,7 @@ def summarize(history):
     }
 
 
-# ----------------------------------------------------------------------------------------------------------------- files
+# ---------------------------------------------------------------------------------------------------------------- files
 
 
 def write(path, data):
@@ -357,28 +337,22 @@ def read_gif(path):
         return []
 
 
-def save_epoch(folder, writer, settings, environment, history, model, optimizer, frames, new_frame):
+def save_epoch(folder, writer, settings, history, model, optimizer):
     """Writes what an epoch brought. The checkpoint comes last: an epoch that did not get so far is done again."""
-    epoch = len(history)
     for tag in TAGS if history else ():
-        writer.add_scalar(tag, history[-1][tag], epoch)
-    if new_frame:
-        writer.add_image("progress", frames[-1], epoch, dataformats="HWC")
+        writer.add_scalar(tag, history[-1][tag], len(history))
     writer.flush()
-    if new_frame:
-        write_state(folder / f"weights_{epoch:03}.pt", model.state_dict())
-        write_gif(folder / "progress.gif", frames)
-    lines = [("epoch", *TAGS), *(row.values() for row in history)]
-    write(folder / "metrics.csv", "".join(",".join(map(str, line)) + "\n" for line in lines).encode())
-    write(folder / "run.json", json.dumps(settings | environment | summarize(history), indent=2).encode())
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    write_state(folder / "checkpoint.pt", state | {"epoch": epoch, "settings": settings, "history": history})
+    table = [("epoch", *TAGS), *(row.values() for row in history)]
+    write(folder / "metrics.csv", "".join(",".join(map(str, line)) + "\n" for line in table).encode())
+    write(folder / "run.json", json.dumps(settings | summarize(history), indent=2).encode())
+    states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    write_state(folder / "checkpoint.pt", {"settings": settings, "epoch": len(history), "history": history, **states})
 
 
 def load_checkpoint(path, settings, model, optimizer):
-    """Loads a checkpoint into model and optimizer, and returns its settings and its history.
+    """Loads a checkpoint into model and optimizer, and returns the digits it was begun with and its history.
 
-    Raises RunError if it is damaged, or another run's than `settings` says, where digits "auto" are any digits.
+    Raises RunError if it is damaged, or another run's than `settings` says, where digits "auto" means any.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -388,20 +362,30 @@ def load_checkpoint(path, settings, model, optimizer):
         if not differs:
             model.load_state_dict(checkpoint["model"])
             optimizer.load_state_dict(checkpoint["optimizer"])
-    except Exception as error:  # whatever the damage leads torch to
-        raise RunError(
-            f"{path} is damaged, or not a checkpoint of this project: put a whole one there, or remove {path.parent} to start afresh"
-        ) from error
+    except Exception as error:  # torch raises whatever the damage leads to
+        message = (
+            f"{path} is damaged, or another version's: put a whole one there, or remove the folder to start afresh"
+        )
+        raise RunError(message) from error
     if differs:
         raise RunError(f"{path.parent} is another run's ({'; '.join(differs)}): remove it, or choose another --log-dir")
-    return begun, history
+    return begun["digits"], history
 
 
-# ------------------------------------------------------------------------------------------------------------------- run
+# ------------------------------------------------------------------------------------------------------------------ run
 
 
 def parse_arguments(name, epochs):
-    """Parses the command line of the experiment `name`; ends in one line on stderr and exit code 2 if it is wrong."""
+    """Parses the command line; ends in one line on stderr and exit code 2 if it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog=f"{name}.py",
+        description="Runs the experiment, or goes on with it where it stopped. To start afresh, remove its folder.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (--help lists all options)\n")
+    gpus = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
+    devices = [*gpus, "cpu", *["mps"] * torch.backends.mps.is_available()]
 
     def whole_number(low, high):
         def parse(text):
@@ -411,30 +395,12 @@ def parse_arguments(name, epochs):
 
         return parse
 
-    def device(text):
-        gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        there = ["cpu", *["cuda"][: len(gpus)], *gpus, *["mps"] * torch.backends.mps.is_available()]
-        if text not in there:
-            raise argparse.ArgumentTypeError(f"{text} is not there, this machine has {', '.join(there)}")
-        return torch.device(text)
-
-    parser = argparse.ArgumentParser(
-        prog=f"{name}.py",
-        description="Runs the experiment, or goes on with it where it stopped. To start afresh, remove its folder.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (--help lists all options)\n")
     option = parser.add_argument
     option("--epochs", type=whole_number(1, 9999), default=epochs, help="train up to this epoch")
     option("--seed", type=whole_number(0, 99999), default=0, help="of initialization, shuffling and dropout")
-    option(
-        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, mps"
-    )
+    option("--device", choices=devices, default=devices[0], help="of those on this machine")
     option("--data-dir", default="data", help="folder of MNIST's files, downloaded into if need be")
-    option(
-        "--digits", choices=["auto", "full", "embedded"], default="auto", help="MNIST, or the 5,000 digits in assets"
-    )
+    option("--digits", choices=["auto", "full", "embedded"], default="auto", help="MNIST, or the 5,000 in assets")
     option("--dataset", choices=["cluttered", "mnist"], default="cluttered", help="60 x 60, or plain digits, 28 x 28")
     option("--limit", type=whole_number(384, 60000), default=60000, help="train on the first N images, test on N/6")
     option("--log-dir", default=".", help="folder that run folders go into")
@@ -442,114 +408,78 @@ def parse_arguments(name, epochs):
     return parser.parse_args()
 
 
-def run(args, folder, history, name, mean, std, make_optimizer, fill):
+def run(args, folder, settings, make_optimizer, history):
     """Trains from the checkpoint in `folder`, or from the start, to the end; `history` grows by a row an epoch."""
     torch.manual_seed(10_000 * args.seed)
-    model = stn.STNClassifier(in_size=60 if args.dataset == "cluttered" else 28, fill=fill)
+    model = stn.STNClassifier(in_size=60 if args.dataset == "cluttered" else 28, fill=settings["fill"])
     model.to(args.device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model.parameters())
     numbers = {k: v for k, v in optimizer.defaults.items() if v and type(v) in (int, float, tuple)}
-    settings = {
-        "experiment": name,
-        "dataset": args.dataset,
-        "digits": args.digits,
-        "limit": args.limit,
-        "seed": args.seed,
-        "mean": mean,
-        "std": std,
-        "fill": fill,
-        "optimizer": f"{type(optimizer).__name__}({', '.join(f'{k}={v}' for k, v in numbers.items())})",
-        "batch_size": BATCH_SIZE,
-    }
-    environment = {
-        "device": torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else str(args.device),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{module.__name__: module.__version__ for module in (torch, torchvision, np)},
-    }
+    settings["optimizer"] = f"{type(optimizer).__name__}({', '.join(f'{k}={v}' for k, v in numbers.items())})"
 
     def finished(history):
         return len(history) >= args.epochs or (args.stop_on_collapse and collapsed(history) is not None)
 
     begun = (folder / "checkpoint.pt").exists()
     if begun:
-        settings, rows = load_checkpoint(folder / "checkpoint.pt", settings, model, optimizer)
-        history += rows
+        settings["digits"], history[:] = load_checkpoint(folder / "checkpoint.pt", settings, model, optimizer)
     saved = [path for path in sorted(folder.glob("weights_*.pt")) if begun and int(path.stem[8:]) <= len(history)]
     frames = read_gif(folder / "progress.gif")
     if begun and finished(history) and len(frames) == len(saved):
-        return print_end(folder, args, history)
+        return
 
     *sets, settings["digits"] = load_canvases(args.dataset, args.data_dir, settings["digits"], args.limit)
     train_set, test_set = ([tensor.to(args.device) for tensor in tensors] for tensors in sets)
+    mean, std = settings["mean"], settings["std"]
     to_batch = partial(normalize, peak=1 if args.dataset == "cluttered" else 255, mean=mean, std=std)
 
     def draw(model, history):
-        title = f"{folder.name}{' (embedded digits)' * (settings['digits'] == 'embedded')}, epoch {len(history)}"
+        title = f"{folder.name}{' (embedded digits)' if settings['digits'] == 'embedded' else ''}, epoch {len(history)}"
         title += f", accuracy {history[-1]['test/accuracy']:.2f} %" if history else ", before training"
-        title += f", COLLAPSED at epoch {collapsed(history)}" if collapsed(history) else ""
+        title += f", COLLAPSED in epoch {collapsed(history)}" if collapsed(history) else ""
         return draw_figure(model, test_set[0][:64], to_batch, mean, std, title)
 
-    if len(frames) != len(saved):  # lost, torn, or ahead of the checkpoint
+    if len(frames) != len(saved):  # the GIF is lost, torn, or ahead of the checkpoint
         frames, then = [], copy.deepcopy(model)
         for path in saved:
             then.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
             frames.append(draw(then, history[: int(path.stem[8:])]))
-        if frames:
             write_gif(folder / "progress.gif", frames)
 
-    print(f"{folder}: {settings['digits']} digits, {environment['device']}, {environment['threads']} threads")
+    settings |= {"device": args.device, "threads": torch.get_num_threads(), "python": platform.python_version()}
+    settings |= {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
     writer = SummaryWriter(folder, purge_step=len(history) + 1 if begun else 0)
-    table = "".join(f"|{key}|{value}|\n" for key, value in (settings | environment).items())
-    writer.add_text("run", f"|setting|value|\n|-|-|\n{table}", len(history))
-    files = partial(save_epoch, folder, writer, settings, environment)
-    if not begun:
+    rows = "".join(f"|{key}|{value}|\n" for key, value in settings.items())
+    writer.add_text("run", f"|setting|value|\n|-|-|\n{rows}", len(history))
+
+    def show(history):
         frames.append(draw(model, history))
-        files(history, model, optimizer, frames, new_frame=True)
+        writer.add_image("progress", frames[-1], len(history), dataformats="HWC")
+        write_state(folder / f"weights_{len(history):03}.pt", model.state_dict())
+        write_gif(folder / "progress.gif", frames)
+
+    print(f"{folder}: {settings['digits']} digits, {args.device}, epoch {len(history)} of {args.epochs}", flush=True)
+    if not begun:
+        show(history)
+        save_epoch(folder, writer, settings, history, model, optimizer)
     while not finished(history):
         epoch, started = len(history) + 1, time.perf_counter()
         torch.manual_seed(10_000 * args.seed + epoch)  # so that going on needs no random state
         row = {"epoch": epoch, "train/loss": train(model, optimizer, *train_set, to_batch, f"epoch {epoch}")}
         row |= test(model, *test_set, to_batch)
         if not math.isfinite(row["train/loss"] + row["test/loss"]):
-            raise RunError(f"the loss is not finite in epoch {epoch}; {folder} keeps what there was before")
+            raise RunError(f"the loss is not finite in epoch {epoch}; {folder} keeps everything up to the epoch before")
         row["time/epoch_seconds"] = time.perf_counter() - started
         rows = [*history, row]
-        new_frame = epoch % FIGURE_EVERY == 0 or finished(rows)
-        if new_frame:
-            frames.append(draw(model, rows))
-        files(rows, model, optimizer, frames, new_frame)
+        if epoch % FIGURE_EVERY == 0 or finished(rows):
+            show(rows)
+        save_epoch(folder, writer, settings, rows, model, optimizer)
         history.append(row)
-        print(
-            f"epoch {epoch:3}/{args.epochs}  train loss {row['train/loss']:.4f}  test loss {row['test/loss']:.4f}  "
-            f"accuracy {row['test/accuracy']:5.2f} %  scale {row['stn/scale']:.2f}  inside {row['stn/inside']:.2f}  "
-            f"{row['time/epoch_seconds']:.1f} s",
-            flush=True,
-        )
-        for event, what in (
-            (collapsed, "COLLAPSED: the transformer sees only fill"),
-            (lost_solution, "LOST ITS SOLUTION"),
-        ):
-            if event(rows) and not event(rows[:-1]):
-                print(f"{what}, since epoch {event(rows)}")
+        print(f"epoch {epoch:3}/{args.epochs}", *(f" {tag} {row[tag]:.4g}" for tag in TAGS), flush=True)
+        for event in (collapsed, lost_solution):
+            if event(history) and not event(history[:-1]):
+                print(f"{event.__name__.upper()} IN EPOCH {event(history)}".replace("_", " ITS "), flush=True)
     writer.close()
-    print_end(folder, args, history)
-
-
-def print_end(folder, args, history):
-    """Says how the run ended and where its files are."""
-    end = summarize(history)
-    print(
-        f"finished at epoch {end['epoch']}: best accuracy {end['best_accuracy']:.2f} % in epoch {end['best_epoch']} "
-        f"(picked on the test set), last {end['last_accuracy']:.2f} %"
-    )
-    if end["collapsed"]:
-        print(f"collapsed at epoch {end['collapsed']}")
-    if end["lost_solution"]:
-        print(f"lost its solution at epoch {end['lost_solution']}")
-    print(
-        f"progress.gif, metrics.csv and the rest are in {folder}, the curves in: tensorboard --logdir {args.log_dir} --port 7010"
-    )
 
 
 def run_experiment(name, mean, std, make_optimizer, epochs, fill=0.0):
@@ -562,16 +492,15 @@ def run_experiment(name, mean, std, make_optimizer, epochs, fill=0.0):
         epochs: to train for, unless --epochs says otherwise.
         fill: value that the transformer samples outside the normalized image.
 
-    Raises SystemExit with code 1, after one line on stderr, for whatever the user can mend; 2 for wrong arguments; 130
-    and 143 after SIGINT and SIGTERM.
+    Raises SystemExit after one line on stderr: with code 2 for wrong arguments, 1 for what else a user can mend, 130
+    for SIGINT and 143 for SIGTERM.
     """
     args, history = parse_arguments(name, epochs), []
-    changed = (
-        (args.dataset != "cluttered", "_mnist"),
-        (args.seed, f"_seed{args.seed}"),
-        (args.limit != 60000, f"_limit{args.limit}"),
-    )
-    folder = Path(args.log_dir, name + "".join(suffix for given, suffix in changed if given))
+    settings = {"experiment": name, "mean": mean, "std": std, "fill": fill, "batch_size": BATCH_SIZE}
+    settings |= {key: getattr(args, key) for key in ("dataset", "digits", "limit", "seed")}
+    folder = name + "_mnist" * (args.dataset == "mnist")
+    folder += (f"_seed{args.seed}" if args.seed else "") + (f"_limit{args.limit}" if args.limit != 60000 else "")
+    folder = Path(args.log_dir, folder)
 
     def interrupt(signum, _):
         raise KeyboardInterrupt(signum)
@@ -584,7 +513,7 @@ def run_experiment(name, mean, std, make_optimizer, epochs, fill=0.0):
             raise RunError(f"{folder} is a file where the run's folder goes: remove it, or choose another --log-dir")
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=0):
-            run(args, folder, history, name, mean, std, make_optimizer, fill)
+            run(args, folder, settings, make_optimizer, history)
     except KeyboardInterrupt as stop:
         print(
             f"stopped in epoch {len(history) + 1}: the same command goes on after epoch {len(history)}", file=sys.stderr
@@ -592,5 +521,10 @@ def run_experiment(name, mean, std, make_optimizer, epochs, fill=0.0):
         sys.exit(128 + stop.args[0])
     except Timeout:
         sys.exit(f"{name}.py: error: another process is running in {folder}: wait for it, or choose another --log-dir")
-    except (RunError, OSError) as error:
+    except RunError as error:
         sys.exit(f"{name}.py: error: {error}")
+    except OSError as error:
+        sys.exit(f"{name}.py: error: {error}: mend this, and the same command goes on after epoch {len(history)}")
+    end = {key: value for key, value in summarize(history).items() if value is not None}
+    print("finished:", ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in end.items()))
+    print(f"files: {folder}, curves: tensorboard --logdir {args.log_dir} --port 7010")

@@ -1,4 +1,4 @@
-"""A spatial transformer network: a localization net predicts an affine map, the image is resampled with it, then classified.
+"""A spatial transformer network predicts an affine map, resamples the image with it, and classifies what it sees.
 
 Jaderberg, Simonyan, Zisserman, Kavukcuoglu: Spatial Transformer Networks, 2015, https://arxiv.org/abs/1506.02025
 """
@@ -91,7 +91,7 @@ class STNClassifier(nn.Module):
 
 
 def scale(theta):
-    """Side of the sampled region over the side of the image, sqrt(|det A|) for theta = [A | t], averaged over the batch.
+    """Side of the sampled region over the side of the image: sqrt(|det A|) with theta = [A | t], averaged.
 
     Under 1 the transformer zooms in, over 1 it shrinks the image. `theta` is (N, 2, 3), the result a scalar tensor.
     """

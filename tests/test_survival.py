@@ -1,0 +1,251 @@
+"""Whatever happens to a run: it goes on to the end that it would have had, or says in one line what is to be done."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import imageio.v3 as imageio
+import pytest
+import torch
+from conftest import finish, read_metrics, result, run, start
+from filelock import FileLock
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import common
+
+SEVEN = "--limit=384", "--epochs=7"
+
+
+@pytest.fixture
+def folder(log_dir):
+    return log_dir / "classification_experiment_1_limit384"
+
+
+@pytest.fixture
+def stopped(whole_run, folder):
+    """A run stopped after epoch 5: what a finished run of five epochs leaves."""
+    assert run(folder.parent, "--limit=384", "--epochs=5").code == 0
+    return folder
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_the_epoch(monkeypatch, batches):
+    normalize, calls = common.normalize, []
+
+    def counted(*args, **kwargs):
+        calls.append(None)
+        return kill() if len(calls) == batches else normalize(*args, **kwargs)
+
+    monkeypatch.setattr(common, "normalize", counted)
+
+
+def before_the_checkpoint(monkeypatch, epoch):
+    write = common.write_state
+
+    def killed(path, state):
+        return kill() if state.get("epoch") == epoch else write(path, state)
+
+    monkeypatch.setattr(common, "write_state", killed)
+
+
+def within_the_file(monkeypatch, name, nth):
+    write, calls = common.write, []
+
+    def killed(path, data):
+        calls.append(path.name)
+        if calls.count(name) == nth:
+            path.with_name(path.name + ".tmp").write_bytes(data[: len(data) // 2])
+            kill()
+        write(path, data)
+
+    monkeypatch.setattr(common, "write", killed)
+
+
+KILLS = {
+    "before the first epoch, between events and checkpoint": lambda patch: before_the_checkpoint(patch, 0),
+    "inside an epoch": lambda patch: in_the_epoch(patch, 20),
+    "between events and checkpoint": lambda patch: before_the_checkpoint(patch, 3),
+    "during the writing of the GIF": lambda patch: within_the_file(patch, "progress.gif", 2),
+    "between the last events and the checkpoint": lambda patch: before_the_checkpoint(patch, 7),
+    "during the writing of the checkpoint": lambda patch: within_the_file(patch, "checkpoint.pt", 5),
+}
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_killed_run_goes_on_to_the_same_end(whole_run, folder, monkeypatch, moment):
+    killed = run(folder.parent, *SEVEN, before=lambda: KILLS[moment](monkeypatch))
+    assert killed.code == -signal.SIGKILL
+    assert run(folder.parent, *SEVEN).code == 0
+    assert result(folder) == result(whole_run.folder)
+    assert (imageio.imread(folder / "progress.gif") == imageio.imread(whole_run.folder / "progress.gif")).all()
+    events = EventAccumulator(str(folder)).Reload()
+    for tag in common.TAGS:
+        assert [event.step for event in events.Scalars(tag)] == [1, 2, 3, 4, 5, 6, 7]
+    assert [image.step for image in events.Images("progress")] == [0, 5, 7]
+    assert not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_end_in_one_line_and_the_run_goes_on(whole_run, folder, signum, code):
+    process = start(folder.parent, "--limit=384", "--epochs=9999")
+    while not (folder / "metrics.csv").exists() or len((folder / "metrics.csv").read_text().splitlines()) < 4:
+        assert process.is_alive()
+        time.sleep(0.02)
+    os.kill(process.pid, signum)
+    ended = finish(process, folder.parent)
+    epoch = torch.load(folder / "checkpoint.pt", weights_only=True)["epoch"]
+    assert ended.code == code
+    assert ended.err == f"stopped in epoch {epoch + 1}: the same command goes on after epoch {epoch}\n"
+    assert run(folder.parent, "--limit=384", f"--epochs={max(7, epoch + 1)}").code == 0
+    assert result(folder)[0][:8] == result(whole_run.folder)[0]
+
+
+def test_a_finished_run_says_so_and_changes_nothing(whole_run, stopped):
+    def files():
+        return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in stopped.iterdir()}
+
+    before = files()
+    for epochs in ("--epochs=5", "--epochs=3"):
+        again = run(stopped.parent, "--limit=384", epochs)
+        assert again.code == 0 and "finished: epoch 5" in again.out and str(stopped) in again.out
+        assert files() == before
+
+
+def test_a_finished_run_goes_on_with_more_epochs(whole_run, stopped):
+    assert run(stopped.parent, *SEVEN).code == 0
+    assert result(stopped) == result(whole_run.folder)
+
+
+def test_auto_digits_are_those_that_the_run_was_begun_with(whole_run, stopped):
+    ended = run(stopped.parent, *SEVEN, "--digits=auto", "--data-dir=nowhere")
+    assert ended.code == 0 and ended.err == "" and not Path("nowhere").exists()
+    assert result(stopped) == result(whole_run.folder)
+
+
+@pytest.mark.parametrize("loss", ["lost", "torn", "a frame short"])
+def test_a_gif_that_is_not_whole_is_drawn_again(stopped, loss):
+    gif = stopped / "progress.gif"
+    data, frames = gif.read_bytes(), imageio.imread(gif)
+    if loss == "lost":
+        gif.unlink()
+    elif loss == "torn":
+        gif.write_bytes(data[: len(data) // 2])
+    else:
+        common.write_gif(gif, list(frames[:1]))
+    assert run(stopped.parent, "--limit=384", "--epochs=5").code == 0
+    assert gif.read_bytes() == data
+
+
+def test_a_second_process_is_refused_at_once(stopped):
+    with FileLock(stopped / ".lock"):
+        refused = run(stopped.parent, *SEVEN)
+    assert refused.code == 1 and refused.err.count("\n") == 1
+    assert f"another process is running in {stopped}" in refused.err
+
+
+def test_another_runs_folder_is_refused_with_what_differs(stopped):
+    kept = result(stopped)
+    other = stopped.with_name("classification_experiment_2_limit384")
+    shutil.copytree(stopped, other)
+    refused = run(stopped.parent, *SEVEN, number=2)
+    assert refused.code == 1 and refused.err.count("\n") == 1
+    for what in ("experiment is classification_experiment_1, not classification_experiment_2", "std is 0.3081, not 1"):
+        assert what in refused.err
+    refused = run(stopped.parent, *SEVEN, "--digits=full")
+    assert refused.code == 1 and "digits is embedded, not full" in refused.err
+    assert result(stopped) == result(other) == kept
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "of another format", "without optimizer"])
+def test_a_damaged_checkpoint_is_named_and_nothing_is_deleted(stopped, damage):
+    path = stopped / "checkpoint.pt"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:100_000])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "of another format":
+        torch.save([1, 2, 3], path)
+    else:
+        state = torch.load(path, weights_only=True)
+        del state["optimizer"]
+        torch.save(state, path)
+    before = {path.name: path.read_bytes() for path in stopped.iterdir()}
+    refused = run(stopped.parent, *SEVEN)
+    assert refused.code == 1 and refused.err.count("\n") == 1
+    assert f"{path} is damaged" in refused.err and "remove the folder to start afresh" in refused.err
+    assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
+
+
+@pytest.mark.parametrize("bytes_left", [2_000, 100_000, 259_000])  # events, weights, checkpoint do not fit
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_loads(whole_run, stopped, bytes_left):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, resource.RLIM_INFINITY))
+
+    full = run(stopped.parent, *SEVEN, before=limit)
+    assert full.code == 1 and full.err.count("\n") == 1, full.err
+    assert "File too large" in full.err and "the same command goes on after epoch" in full.err
+    assert torch.load(stopped / "checkpoint.pt", weights_only=True)["epoch"] in (5, 6)
+    assert run(stopped.parent, *SEVEN).code == 0
+    assert result(stopped) == result(whole_run.folder)
+
+
+def test_a_file_where_a_folder_should_be_is_one_line(log_dir):
+    (log_dir / "classification_experiment_1_limit384").write_text("")
+    refused = run(log_dir, *SEVEN)
+    assert refused.code == 1 and refused.err.count("\n") == 1 and "is a file where the run's folder goes" in refused.err
+    (log_dir / "file").write_text("")
+    refused = run(log_dir / "file", *SEVEN)
+    assert refused.code == 1 and refused.err.count("\n") == 1 and "Not a directory" in refused.err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_everything(whole_run, stopped, monkeypatch):
+    def explode():
+        monkeypatch.setattr(common, "train", lambda *_: float("nan"))
+
+    ended = run(stopped.parent, *SEVEN, before=explode)
+    assert ended.code == 1 and ended.err.count("\n") == 1 and "the loss is not finite in epoch 6" in ended.err
+    assert len(read_metrics(stopped)) == 5
+    assert run(stopped.parent, *SEVEN).code == 0
+    assert result(stopped) == result(whole_run.folder)
+
+
+def collapse(monkeypatch, epoch):
+    """Lets the transformer look away from every image after an epoch's training."""
+    train, epochs = common.train, []
+
+    def looking_away(model, *args):
+        loss = train(model, *args)
+        epochs.append(args[-1])
+        if epochs[-1] == f"epoch {epoch}":
+            model.stn.fc_loc[-1].weight.data.zero_()
+            model.stn.fc_loc[-1].bias.data = torch.tensor([1.0, 0, 50, 0, 1, 50])
+        return loss
+
+    monkeypatch.setattr(common, "train", looking_away)
+
+
+def test_a_collapse_is_said_and_the_run_goes_on(folder, monkeypatch):
+    ended = run(folder.parent, *SEVEN, before=lambda: collapse(monkeypatch, 3))
+    assert ended.code == 0 and ended.out.count("COLLAPSED IN EPOCH 3") == 1 and "collapsed 3" in ended.out
+    assert json.loads((folder / "run.json").read_text())["collapsed"] == 3
+    assert read_metrics(folder)["stn/inside"][2:].tolist() == [0] * 5
+
+
+def test_stop_on_collapse_ends_the_run_there_and_leaving_it_out_goes_on(folder, monkeypatch):
+    def patch():
+        collapse(monkeypatch, 3)
+
+    for _ in range(2):
+        ended = run(folder.parent, *SEVEN, "--stop-on-collapse", before=patch)
+        assert ended.code == 0 and len(read_metrics(folder)) == 3 and (folder / "weights_003.pt").exists()
+    assert "epoch 3, best accuracy" in ended.out
+    assert run(folder.parent, *SEVEN, before=patch).code == 0
+    assert len(read_metrics(folder)) == 7
+    assert len(imageio.imread(folder / "progress.gif")) == 4  # epochs 0, 3, 5 and 7
