@@ -349,24 +349,29 @@ def save_epoch(folder, writer, settings, history, model, optimizer):
     write_state(folder / "checkpoint.pt", {"settings": settings, "epoch": len(history), "history": history, **states})
 
 
+def load_state(path):
+    """Loads what `write_state` wrote, tensors to the CPU. Raises RunError if it is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the damage leads to
+        raise RunError(f"{path} is damaged: put a whole one there, or remove the folder to start afresh") from error
+
+
 def load_checkpoint(path, settings, model, optimizer):
     """Loads a checkpoint into model and optimizer, and returns the digits it was begun with and its history.
 
     Raises RunError if it is damaged, or another run's than `settings` says, where digits "auto" means any.
     """
+    checkpoint = load_state(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         begun, history = checkpoint["settings"], checkpoint["history"]
         wanted = settings | {"digits": begun["digits"]} if settings["digits"] == "auto" else settings
         differs = [f"{key} is {begun[key]}, not {value}" for key, value in wanted.items() if begun[key] != value]
         if not differs:
             model.load_state_dict(checkpoint["model"])
             optimizer.load_state_dict(checkpoint["optimizer"])
-    except Exception as error:  # torch raises whatever the damage leads to
-        message = (
-            f"{path} is damaged, or another version's: put a whole one there, or remove the folder to start afresh"
-        )
-        raise RunError(message) from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RunError(f"{path} is of another format: put the right one there, or remove the folder") from error
     if differs:
         raise RunError(f"{path.parent} is another run's ({'; '.join(differs)}): remove it, or choose another --log-dir")
     return begun["digits"], history
@@ -386,26 +391,21 @@ def parse_arguments(name, epochs):
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (--help lists all options)\n")
     gpus = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
     devices = [*gpus, "cpu", *["mps"] * torch.backends.mps.is_available()]
-
-    def whole_number(low, high):
-        def parse(text):
-            if not (text.isdecimal() and low <= int(text) <= high):
-                raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low} to {high}")
-            return int(text)
-
-        return parse
-
     option = parser.add_argument
-    option("--epochs", type=whole_number(1, 9999), default=epochs, help="train up to this epoch")
-    option("--seed", type=whole_number(0, 99999), default=0, help="of initialization, shuffling and dropout")
+    option("--epochs", type=int, default=epochs, help="train up to this epoch")
+    option("--seed", type=int, default=0, help="of initialization, shuffling and dropout")
     option("--device", choices=devices, default=devices[0], help="of those on this machine")
     option("--data-dir", default="data", help="folder of MNIST's files, downloaded into if need be")
     option("--digits", choices=["auto", "full", "embedded"], default="auto", help="MNIST, or the 5,000 in assets")
     option("--dataset", choices=["cluttered", "mnist"], default="cluttered", help="60 x 60, or plain digits, 28 x 28")
-    option("--limit", type=whole_number(384, 60000), default=60000, help="train on the first N images, test on N/6")
+    option("--limit", type=int, default=60000, help="train on the first N images, test on N/6")
     option("--log-dir", default=".", help="folder that run folders go into")
     option("--stop-on-collapse", action="store_true", help="end the run once the transformer sees nothing but fill")
-    return parser.parse_args()
+    args = parser.parse_args()
+    for name, low, high in (("epochs", 1, 9999), ("seed", 0, 99999), ("limit", 384, 60000)):
+        if not low <= getattr(args, name) <= high:
+            parser.error(f"argument --{name}: {getattr(args, name)} is not from {low} to {high}")
+    return args
 
 
 def run(args, folder, settings, make_optimizer, history):
@@ -442,7 +442,7 @@ def run(args, folder, settings, make_optimizer, history):
     if len(frames) != len(saved):  # the GIF is lost, torn, or ahead of the checkpoint
         frames, then = [], copy.deepcopy(model)
         for path in saved:
-            then.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            then.load_state_dict(load_state(path))
             frames.append(draw(then, history[: int(path.stem[8:])]))
             write_gif(folder / "progress.gif", frames)
 
@@ -515,9 +515,8 @@ def run_experiment(name, mean, std, make_optimizer, epochs, fill=0.0):
         with FileLock(folder / ".lock", timeout=0):
             run(args, folder, settings, make_optimizer, history)
     except KeyboardInterrupt as stop:
-        print(
-            f"stopped in epoch {len(history) + 1}: the same command goes on after epoch {len(history)}", file=sys.stderr
-        )
+        epoch = len(history)
+        print(f"stopped in epoch {epoch + 1}: the same command goes on after epoch {epoch}", file=sys.stderr)
         sys.exit(128 + stop.args[0])
     except Timeout:
         sys.exit(f"{name}.py: error: another process is running in {folder}: wait for it, or choose another --log-dir")

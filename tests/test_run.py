@@ -225,9 +225,10 @@ def test_the_title_says_which_digits(whole_run, log_dir, monkeypatch):
 @pytest.mark.parametrize(
     "option, message",
     [
-        ("--epochs=0", "argument --epochs: 0 is not a whole number from 1 to 9999"),
-        ("--limit=100", "argument --limit: 100 is not a whole number from 384 to 60000"),
-        ("--seed=-1", "argument --seed: -1 is not a whole number from 0 to 99999"),
+        ("--epochs=0", "argument --epochs: 0 is not from 1 to 9999"),
+        ("--epochs=ten", "argument --epochs: invalid int value: 'ten'"),
+        ("--limit=100", "argument --limit: 100 is not from 384 to 60000"),
+        ("--seed=-1", "argument --seed: -1 is not from 0 to 99999"),
         ("--device=cuda:99", "argument --device: invalid choice: 'cuda:99' (choose from "),
         ("--digits=roman", "argument --digits: invalid choice: 'roman' (choose from "),
         ("--epoch=5", "unrecognized arguments: --epoch=5"),
