@@ -1,5 +1,6 @@
 """What a run trains, writes and says."""
 
+import copy
 import csv
 import json
 import math
@@ -121,6 +122,25 @@ def test_train_loss_is_the_mean_over_images_and_training_is_the_plain_loop():
     assert loss == pytest.approx(sum(losses) / 400, rel=1e-5)
     for a, b in zip(fast.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_values_and_gradients_are_those_of_the_plain_network():
+    """The weights in channels_last and the normalization in place, against a network that has neither, in float64."""
+    torch.manual_seed(0)
+    images, labels = torch.randint(256, (64, 1, 60, 60), dtype=torch.uint8), torch.randint(10, (64,))
+    fast = stn.STNClassifier(fill=-0.4)
+    torch.nn.init.normal_(fast.stn.fc_loc[-1].weight, std=0.05)
+    plain = copy.deepcopy(fast).double().eval()
+    fast.to(memory_format=torch.channels_last).eval()
+    seen = common.normalize(images, 255, 0.1307, 0.3081), (images.double() / 255 - 0.1307) / 0.3081
+    logits = fast(seen[0]), plain(seen[1])
+    assert torch.allclose(logits[0].double(), logits[1], atol=1e-5)
+    gradients = [
+        torch.autograd.grad(torch.nn.functional.cross_entropy(out, labels), list(model.parameters()))
+        for out, model in zip(logits, (fast, plain), strict=True)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        assert b.abs().max() > 0 and (a - b).abs().max() < 1e-4 * b.abs().max()
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_gives_others(whole_run, log_dir):
