@@ -449,6 +449,8 @@ def run(args, folder, settings, make_optimizer, history):
             then.load_state_dict(load_state(path))
             frames.append(draw(then, history[: int(path.stem[8:])]))
             write_gif(folder / "progress.gif", frames)
+        if begun and finished(history):
+            return
 
     settings |= {"device": args.device, "threads": torch.get_num_threads(), "python": platform.python_version()}
     settings |= {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}

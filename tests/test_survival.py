@@ -141,8 +141,9 @@ def test_a_gif_that_is_not_whole_is_drawn_again(stopped, loss):
         gif.write_bytes(data[: len(data) // 2])
     else:
         common.write_gif(gif, list(frames[:1]))
+    files = {path.name for path in stopped.iterdir()} | {gif.name}
     assert run(stopped.parent, "--limit=384", "--epochs=5").code == 0
-    assert gif.read_bytes() == data
+    assert gif.read_bytes() == data and {path.name for path in stopped.iterdir()} == files
 
 
 def test_a_second_process_is_refused_at_once(stopped):

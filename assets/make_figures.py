@@ -1,0 +1,212 @@
+"""Makes the figures here and the README's table of results from results.csv and published_runs.csv, in seconds:
+
+    python assets/make_figures.py
+
+and results.csv, every epoch of every finished run, from the run folders in LOG_DIR (which are added to what it holds):
+
+    python assets/make_figures.py collect LOG_DIR
+"""
+
+import csv
+import json
+import statistics
+import sys
+from itertools import groupby
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+ASSETS = Path(__file__).parent
+ROOT = ASSETS.parent
+sys.path.insert(0, str(ROOT))
+from common import TAGS, collapsed, lost_solution  # noqa: E402
+
+EPOCHS = {1: 100, 2: 100, 3: 150, 4: 100, 5: 100, 6: 100, 7: 150}  # as the scripts pin them
+NAMES = {
+    1: "1: normalized, SGD",
+    2: "2: not normalized, SGD",
+    3: "3: not normalized, Adam",
+    4: "4: normalized, black fill, SGD",
+    5: "5: scale alone, SGD",
+    6: "6: shift alone, SGD",
+    7: "7: normalized, Adam",
+}
+# Okabe and Ito's colours, which the colour-blind can tell apart
+COLORS = dict(enumerate(("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"), start=1))
+RUN = ("experiment", "seed", "dataset", "digits", "device")
+AXES = {"test/accuracy": "test accuracy (%)", "test/loss": "test loss (nats)", "train/loss": "train loss (nats)"}
+AXES |= {"stn/scale": "scale (side of the sampled region / side of the image)"}
+
+
+def collect(log_dir):
+    """Adds the finished runs in `log_dir` to results.csv; one of the same settings there is replaced."""
+    runs = read_runs()
+    for path in sorted(Path(log_dir).glob("classification_experiment_*/run.json")):
+        run = json.loads(path.read_text())
+        number = int(run["experiment"].rpartition("_")[2])
+        history = read_rows(path.with_name("metrics.csv"))
+        if run["limit"] != 60000 or (len(history) < EPOCHS[number] and not collapsed(history)):
+            print(f"left out, not a finished run on all images: {path.parent}")
+            continue
+        runs[number, run["seed"], run["dataset"], run["digits"]] = history, run.get("device", "cpu")
+    with open(ASSETS / "results.csv", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*RUN, "epoch", *TAGS])
+        for key, (history, device) in sorted(runs.items()):
+            writer.writerows([*key, device, row["epoch"], *(f"{row[tag]:.6g}" for tag in TAGS)] for row in history)
+
+
+def read_rows(path):
+    with open(path, newline="") as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    return [row | {"epoch": int(row["epoch"])} for row in rows]
+
+
+def read_runs():
+    """Returns {(experiment, seed, dataset, digits): (history, device)} of results.csv."""
+    runs = {}
+    if (ASSETS / "results.csv").exists():
+        with open(ASSETS / "results.csv", newline="") as file:
+            for key, rows in groupby(csv.DictReader(file), key=lambda row: [row[name] for name in RUN]):
+                history = [{"epoch": int(row["epoch"])} | {tag: float(row[tag]) for tag in TAGS} for row in rows]
+                runs[int(key[0]), int(key[1]), key[2], key[3]] = history, key[4]
+    return runs
+
+
+def read_published():
+    """Returns {experiment: history} of the two published runs, with test accuracy and test loss."""
+    published = {}
+    with open(ASSETS / "published_runs.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            history = published.setdefault(int(row["experiment"].rpartition("_")[2]), [])
+            figures = {"test/accuracy": float(row["test_accuracy_percent"]), "test/loss": float(row["test_loss"])}
+            history.append({"epoch": int(row["epoch"])} | figures)
+    return published
+
+
+def published_collapse(history):
+    """First epoch from which on the accuracy rounds to 11.3 or 11.4 % to the end, for curves that carry no `inside`."""
+    alive = [row["epoch"] for row in history if not 11.25 <= row["test/accuracy"] < 11.45]
+    return alive[-1] + 1 if alive[-1] < len(history) else None
+
+
+def carry_on(history, epochs):
+    """Continues a run that was stopped at its collapse with its last values, so that no median is over survivors."""
+    return history + [history[-1] | {"epoch": epoch} for epoch in range(len(history) + 1, epochs + 1)]
+
+
+def survivors(histories, epochs):
+    """Number of runs that have not collapsed by epoch 0, 1, ..., `epochs`."""
+    collapses = [collapsed(history) or epochs + 1 for history in histories]
+    return [sum(epoch < collapse for collapse in collapses) for epoch in range(epochs + 1)]
+
+
+def draw_runs(axes, histories, number, tag):
+    """Draws each run as a thin line, dotted where its last values are carried on."""
+    for i, history in enumerate(histories):
+        label = f"{NAMES[number]} (n = {len(histories)})" if i == 0 else None
+        rest = carry_on(history, EPOCHS[number])[len(history) - 1 :]
+        for rows, style in ((history, "-"), (rest, ":")):
+            curve = [row["epoch"] for row in rows], [row[tag] for row in rows]
+            axes.plot(*curve, style, color=COLORS[number], linewidth=1, label=label if style == "-" else None)
+
+
+def compare(runs, numbers, published, path):
+    """Draws test accuracy, test loss and train loss of experiments over the epochs, the published runs dashed."""
+    figure = Figure(figsize=(15, 5.5), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for axes, tag in zip(panels, ("test/accuracy", "test/loss", "train/loss"), strict=True):
+        for number in numbers:
+            draw_runs(axes, runs[number], number, tag)
+            if number in published and tag in published[number][0]:
+                curve = [row["epoch"] for row in published[number]], [row[tag] for row in published[number]]
+                axes.plot(*curve, "--", color=COLORS[number], label=f"{number}: published (n = 1)", linewidth=1.5)
+        axes.set_xlabel("epoch", fontsize=14)
+        axes.set_ylabel(AXES[tag], fontsize=14)
+        axes.tick_params(labelsize=12)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=13)
+    figure.savefig(path, dpi=100)
+
+
+def what_collapses(runs, path):
+    """Draws how many runs of each experiment have not collapsed, and their scale with each lost solution marked."""
+    figure = Figure(figsize=(15, 6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for place, (number, histories) in enumerate(sorted(runs.items())):
+        count = survivors(histories, EPOCHS[number])
+        shifted = [value + 0.02 * place for value in count]  # so that equal curves do not hide each other
+        label = f"{NAMES[number]} (n = {len(histories)})"
+        left.step(range(len(count)), shifted, where="post", color=COLORS[number], linewidth=2, label=label)
+        draw_runs(right, histories, number, "stn/scale")
+        for history in histories:
+            if lost := lost_solution(carry_on(history, EPOCHS[number])):
+                right.plot(lost, history[lost - 1]["stn/scale"], "X", color=COLORS[number], markersize=11)
+    right.plot([], [], "X", color="grey", label="lost its solution")
+    right.set_yscale("log")
+    right.set_yticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
+    left.set_yticks(range(max(map(len, runs.values())) + 1))
+    left.set_ylabel("seeds that have not collapsed", fontsize=14)
+    right.set_ylabel(AXES["stn/scale"], fontsize=14)
+    for axes in (left, right):
+        axes.set_xlabel("epoch", fontsize=14)
+        axes.tick_params(labelsize=12)
+        axes.legend(fontsize=11)
+    figure.savefig(path, dpi=100)
+
+
+def median_and_range(values):
+    middle = f"{statistics.median(values):.2f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.2f} to {max(values):.2f})"
+
+
+def each(epochs):
+    """The epochs of an event in each seed."""
+    return ", ".join("-" if epoch is None else str(epoch) for epoch in epochs)
+
+
+def results_table(runs, published):
+    """The README's table of results, in Markdown."""
+    lines = [
+        "| experiment | seeds | best accuracy, % | collapsed in epoch | lost its solution in epoch "
+        "| scale at epoch 20 | scale at best epoch | published: best accuracy, % | published: collapsed in epoch |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for number, histories in sorted(runs.items()):
+        best = [max(history, key=lambda row: row["test/accuracy"]) for history in histories]
+        carried, theirs = [carry_on(history, EPOCHS[number]) for history in histories], published.get(number)
+        cells = (
+            NAMES[number],
+            len(histories),
+            median_and_range([row["test/accuracy"] for row in best]),
+            each(map(collapsed, histories)),
+            each(map(lost_solution, carried)),
+            median_and_range([history[19]["stn/scale"] for history in carried]),
+            median_and_range([row["stn/scale"] for row in best]),
+            f"{max(row['test/accuracy'] for row in theirs):.2f}" if theirs else "",
+            published_collapse(theirs) if theirs else "",
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    if sys.argv[1:2] == ["collect"] and len(sys.argv) == 3:
+        return collect(sys.argv[2])
+    if sys.argv[1:]:
+        sys.exit(__doc__)
+    runs, published = {}, read_published()
+    for (number, _, dataset, digits), (history, _) in read_runs().items():
+        if (dataset, digits) == ("cluttered", "full"):
+            runs.setdefault(number, []).append(history)
+    for first, second in ((1, 2), (2, 3)):
+        if first in runs and second in runs:
+            compare(runs, (first, second), published, ASSETS / f"classification_experiment_{second}_vs_{first}.png")
+    what_collapses(runs, ASSETS / "what_collapses.png")
+    readme = ROOT / "README.md"
+    head, _, rest = readme.read_text().partition("<!-- results -->\n")
+    _, mark, tail = rest.partition("<!-- end of results -->")
+    readme.write_text(f"{head}<!-- results -->\n{results_table(runs, published)}{mark}{tail}")
+
+
+if __name__ == "__main__":
+    main()

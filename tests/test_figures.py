@@ -1,0 +1,116 @@
+"""What make_figures.py computes from results.csv, and that the README says nothing else."""
+
+import csv
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "assets"))
+import make_figures  # noqa: E402
+
+from common import TAGS, collapsed, lost_solution  # noqa: E402
+
+
+def curve(*epochs):
+    """A history of (train loss, accuracy, inside), scale 0.8."""
+    return [
+        dict.fromkeys(TAGS, 0.8) | {"epoch": i, "train/loss": loss, "test/accuracy": accuracy, "stn/inside": inside}
+        for i, (loss, accuracy, inside) in enumerate(epochs, start=1)
+    ]
+
+
+LASTS = curve(*[(1.0, 90.0, 0.9)] * 100)
+STOPPED = curve(*[(1.0, 80.0, 0.9)] * 39, (2.3, 11.35, 0.0))
+
+
+def test_a_run_that_was_stopped_at_its_collapse_keeps_its_last_values():
+    carried = make_figures.carry_on(STOPPED, 100)
+    assert [row["epoch"] for row in carried] == [*range(1, 101)]
+    assert carried[:40] == STOPPED and {row["test/accuracy"] for row in carried[39:]} == {11.35}
+    assert collapsed(carried) == 40 and lost_solution(carried) == 40 and lost_solution(STOPPED) is None
+    assert make_figures.carry_on(LASTS, 100) == LASTS
+
+
+def test_survivors_are_the_runs_that_have_not_collapsed():
+    count = make_figures.survivors([LASTS, STOPPED, STOPPED[:20] + [STOPPED[-1] | {"epoch": 21}]], 100)
+    assert len(count) == 101
+    assert count[20] == 3 and count[21] == count[39] == 2 and count[40] == count[100] == 1
+
+
+def test_the_table_counts_every_seed():
+    header, rule, line = make_figures.results_table({2: [LASTS, STOPPED]}, {}).splitlines()
+    assert header.count("|") == rule.count("|") == line.count("|") == 10
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[1:] == [
+        "2",
+        "85.00 (80.00 to 90.00)",
+        "-, 40",
+        "-, 40",
+        "0.80 (0.80 to 0.80)",
+        "0.80 (0.80 to 0.80)",
+        "",
+        "",
+    ]
+
+
+def test_the_published_runs_collapse_where_their_accuracy_is_that_of_one_class_to_the_end():
+    published = make_figures.read_published()
+    assert {number: make_figures.published_collapse(history) for number, history in published.items()} == {1: 21, 2: 74}
+    assert (
+        make_figures.published_collapse([{"epoch": 1, "test/accuracy": 11.35}, {"epoch": 2, "test/accuracy": 90}])
+        is None
+    )
+
+
+def test_collecting_adds_finished_runs_and_leaves_out_others(tmp_path, monkeypatch, whole_run):
+    monkeypatch.setattr(make_figures, "ASSETS", tmp_path)
+    make_figures.collect(whole_run.folder.parent)  # 384 images, 7 epochs
+    assert make_figures.read_runs() == {}
+
+    def write_run(seed, history):
+        folder = tmp_path / f"classification_experiment_2_seed{seed}"
+        folder.mkdir(exist_ok=True)
+        (folder / "run.json").write_text(
+            f'{{"experiment": "classification_experiment_2", "seed": {seed}, "dataset": "cluttered", "digits": "full", '
+            '"device": "cpu", "limit": 60000}'
+        )
+        with open(folder / "metrics.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, ["epoch", *TAGS])
+            writer.writeheader()
+            writer.writerows(history)
+
+    write_run(0, LASTS)
+    write_run(1, STOPPED)
+    write_run(2, LASTS[:50])
+    for _ in range(2):
+        make_figures.collect(tmp_path)
+        assert make_figures.read_runs() == {
+            (2, 0, "cluttered", "full"): (LASTS, "cpu"),
+            (2, 1, "cluttered", "full"): (STOPPED, "cpu"),
+        }
+
+
+def test_the_readme_says_what_results_csv_says():
+    runs = {}
+    for (number, _, dataset, digits), (history, _) in make_figures.read_runs().items():
+        if (dataset, digits) == ("cluttered", "full"):
+            runs.setdefault(number, []).append(history)
+    assert runs
+    readme = (ROOT / "README.md").read_text()
+    table = make_figures.results_table(runs, make_figures.read_published())
+    assert f"<!-- results -->\n{table}<!-- end of results -->" in readme
+
+
+@pytest.mark.parametrize("number", make_figures.EPOCHS)
+def test_the_epochs_are_those_of_the_scripts(number):
+    script = (ROOT / f"classification_experiment_{number}.py").read_text()
+    assert f"epochs={make_figures.EPOCHS[number]}," in script
+
+
+def test_the_scripts_say_what_was_seen():
+    for (number, seed, dataset, _), (history, _) in make_figures.read_runs().items():
+        if (seed, dataset) == (0, "cluttered"):
+            seen = (ROOT / f"classification_experiment_{number}.py").read_text().split("Seen with")[1]
+            assert f"collapsed in epoch {collapsed(history)}" in seen if collapsed(history) else "collapsed" not in seen
+            assert f"{max(row['test/accuracy'] for row in history):.1f} % at best" in seen
