@@ -279,7 +279,7 @@ def collapsed(history):
     """First epoch with `inside` under 1 / 784: the transformer sees nothing but fill. None if there is none.
 
     That is less than one of an image's 28 x 28 sampling points within it, on average over the test set. Not 0, because
-    a collapsed transformer can keep a few points of a single image in view and be as dead.
+    a transformer that keeps a few points of a few images in view is as dead: experiment 2 was with 18 of 7,840,000.
     """
     return next((row["epoch"] for row in history if row["stn/inside"] < 1 / 784), None)
 
@@ -448,6 +448,7 @@ def run(args, folder, settings, make_optimizer, history):
         for path in saved:
             then.load_state_dict(load_state(path))
             frames.append(draw(then, history[: int(path.stem[8:])]))
+        if frames:
             write_gif(folder / "progress.gif", frames)
         if begun and finished(history):
             return
