@@ -276,12 +276,14 @@ TAGS = ("train/loss", "test/loss", "test/accuracy", "stn/scale", "stn/inside", "
 
 
 def collapsed(history):
-    """First epoch with `inside` under 1 / 784: the transformer sees nothing but fill. None if there is none.
+    """First epoch from which on `inside` is under 1 / 784: the transformer sees nothing but fill. None if it is not.
 
     That is less than one of an image's 28 x 28 sampling points within it, on average over the test set. Not 0, because
     a transformer that keeps a few points of a few images in view is as dead: experiment 2 was with 18 of 7,840,000.
     """
-    return next((row["epoch"] for row in history if row["stn/inside"] < 1 / 784), None)
+    seeing = [row["epoch"] for row in history if row["stn/inside"] >= 1 / 784]
+    last = seeing[-1] if seeing else 0
+    return last + 1 if last < len(history) else None
 
 
 def lost_solution(history):
