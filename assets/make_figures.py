@@ -48,7 +48,7 @@ def collect(log_dir):
         if run["limit"] != 60000 or (len(history) < EPOCHS[number] and not collapsed(history)):
             print(f"left out, not a finished run on all images: {path.parent}")
             continue
-        runs[number, run["seed"], run["dataset"], run["digits"]] = history, run.get("device", "cpu")
+        runs[number, run["seed"], run["dataset"], run["digits"]] = history, run["device"]
     with open(ASSETS / "results.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*RUN, "epoch", *TAGS])
@@ -71,6 +71,15 @@ def read_runs():
                 history = [{"epoch": int(row["epoch"])} | {tag: float(row[tag]) for tag in TAGS} for row in rows]
                 runs[int(key[0]), int(key[1]), key[2], key[3]] = history, key[4]
     return runs
+
+
+def histories_by_experiment():
+    """Returns {experiment: [history of each seed]} of the runs on cluttered MNIST with the full digits."""
+    histories = {}
+    for (number, _, dataset, digits), (history, _) in read_runs().items():
+        if (dataset, digits) == ("cluttered", "full"):
+            histories.setdefault(number, []).append(history)
+    return histories
 
 
 def read_published():
@@ -194,10 +203,7 @@ def main():
         return collect(sys.argv[2])
     if sys.argv[1:]:
         sys.exit(__doc__)
-    runs, published = {}, read_published()
-    for (number, _, dataset, digits), (history, _) in read_runs().items():
-        if (dataset, digits) == ("cluttered", "full"):
-            runs.setdefault(number, []).append(history)
+    runs, published = histories_by_experiment(), read_published()
     for first, second in ((1, 2), (2, 3)):
         if first in runs and second in runs:
             compare(runs, (first, second), published, ASSETS / f"classification_experiment_{second}_vs_{first}.png")

@@ -27,7 +27,7 @@ def folder(log_dir):
 
 
 @pytest.fixture
-def stopped(whole_run, folder):
+def stopped(folder):
     """A run stopped after epoch 5: what a finished run of five epochs leaves."""
     assert run(folder.parent, "--limit=384", "--epochs=5").code == 0
     return folder
@@ -108,7 +108,7 @@ def test_ctrl_c_and_sigterm_end_in_one_line_and_the_run_goes_on(whole_run, folde
     assert result(folder)[0][:8] == result(whole_run.folder)[0]
 
 
-def test_a_finished_run_says_so_and_changes_nothing(whole_run, stopped):
+def test_a_finished_run_says_so_and_changes_nothing(stopped):
     def files():
         kept = (path for path in stopped.iterdir() if path.name != ".lock")
         return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in kept}
@@ -242,7 +242,14 @@ def collapse(monkeypatch, epoch):
 
 
 def test_a_collapse_is_said_and_the_run_goes_on(folder, monkeypatch):
-    ended = run(folder.parent, *SEVEN, before=lambda: collapse(monkeypatch, 3))
+    def patch():
+        collapse(monkeypatch, 3)
+        draw = common.draw_figure
+        monkeypatch.setattr(common, "draw_figure", lambda *args: print("title:", args[-1]) or draw(*args))
+
+    ended = run(folder.parent, *SEVEN, before=patch)
+    titles = [line for line in ended.out.splitlines() if line.startswith("title:")]
+    assert len(titles) == 3 and ["COLLAPSED in epoch 3" in title for title in titles] == [False, True, True]
     assert ended.code == 0 and ended.out.count("COLLAPSED IN EPOCH 3") == 1 and "collapsed 3" in ended.out
     assert json.loads((folder / "run.json").read_text())["collapsed"] == 3
     assert read_metrics(folder)["stn/inside"][2:].tolist() == [0] * 5
