@@ -8,6 +8,8 @@ import re
 import runpy
 import subprocess
 import sys
+import time
+import urllib.request
 
 import imageio.v3 as imageio
 import numpy as np
@@ -161,6 +163,25 @@ def test_tensorboard_reads_what_metrics_csv_holds(whole_run):
     assert [image.step for image in events.Images("progress")] == [0, 5, 7]
     text = events.Tensors("run/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "|digits|embedded|" in text and f"|torch|{torch.__version__}|" in text and "|std|0.3081|" in text
+
+
+def test_a_tensorboard_server_answers_with_the_tags_and_the_points(whole_run):
+    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={whole_run.folder.parent}", "--port=0"]
+    fetch = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        url = next(match[0] for line in server.stderr if (match := re.search(r"http://\S+:\d+/", line)))
+        until, folder, metrics = time.monotonic() + 60, whole_run.folder.name, read_metrics(whole_run.folder)
+        while (tags := json.load(fetch(url + "data/plugin/scalars/tags"))) == {} and time.monotonic() < until:
+            time.sleep(0.2)  # it reads the folder after it has begun to answer
+        assert set(tags) == {folder} and set(tags[folder]) == set(common.TAGS)
+        for tag in common.TAGS:
+            points = json.load(fetch(f"{url}data/plugin/scalars/scalars?run={folder}&tag={tag}"))
+            assert [step for _, step, _ in points] == metrics["epoch"].tolist()
+            assert [value for *_, value in points] == pytest.approx(metrics[tag], rel=1e-6)
+    finally:
+        server.terminate()
+        server.communicate()
 
 
 def test_the_gif_shows_every_figure_for_half_a_second_in_a_loop(whole_run):
