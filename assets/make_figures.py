@@ -9,6 +9,7 @@ and results.csv, every epoch of every finished run, from the run folders in LOG_
 
 import csv
 import json
+import re
 import statistics
 import sys
 from itertools import groupby
@@ -104,6 +105,11 @@ def carry_on(history, epochs):
     return history + [history[-1] | {"epoch": epoch} for epoch in range(len(history) + 1, epochs + 1)]
 
 
+def best_epoch(history):
+    """The row of the highest test accuracy."""
+    return max(history, key=lambda row: row["test/accuracy"])
+
+
 def survivors(histories, epochs):
     """Number of runs that have not collapsed by epoch 0, 1, ..., `epochs`."""
     collapses = [collapsed(history) or epochs + 1 for history in histories]
@@ -181,7 +187,7 @@ def results_table(runs, published):
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for number, histories in sorted(runs.items()):
-        best = [max(history, key=lambda row: row["test/accuracy"]) for history in histories]
+        best = [best_epoch(history) for history in histories]
         carried, theirs = [carry_on(history, EPOCHS[number]) for history in histories], published.get(number)
         cells = (
             NAMES[number],
@@ -198,6 +204,24 @@ def results_table(runs, published):
     return "\n".join(lines) + "\n"
 
 
+# what the README counts, in words such as "experiment 1: 2 of 3 collapsed"
+COUNTED = {
+    "collapsed": lambda history: collapsed(history) is not None,
+    "shrinks the image at its best epoch": lambda history: best_epoch(history)["stn/scale"] > 1,
+}
+
+
+def count(text, runs):
+    """Returns the README's text with every such count as it is in `runs`."""
+
+    def counted(match):
+        number, words = int(match[1]), match[2]
+        histories = runs.get(number, [])
+        return f"experiment {number}: {sum(map(COUNTED[words], histories))} of {len(histories)} {words}"
+
+    return re.sub(rf"experiment (\d): \d+ of \d+ ({'|'.join(COUNTED)})", counted, text)
+
+
 def main():
     if sys.argv[1:2] == ["collect"] and len(sys.argv) == 3:
         return collect(sys.argv[2])
@@ -211,7 +235,7 @@ def main():
     readme = ROOT / "README.md"
     head, _, rest = readme.read_text().partition("<!-- results -->\n")
     _, mark, tail = rest.partition("<!-- end of results -->")
-    readme.write_text(f"{head}<!-- results -->\n{results_table(runs, published)}{mark}{tail}")
+    readme.write_text(count(f"{head}<!-- results -->\n{results_table(runs, published)}{mark}{tail}", runs))
 
 
 if __name__ == "__main__":

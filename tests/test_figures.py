@@ -96,6 +96,15 @@ def test_the_readme_says_what_results_csv_says():
     table = make_figures.results_table(make_figures.histories_by_experiment(), make_figures.read_published())
     assert table.count("\n") >= 4  # two experiments at least
     assert f"<!-- results -->\n{table}<!-- end of results -->" in readme
+    assert make_figures.count(readme, make_figures.histories_by_experiment()) == readme
+
+
+def test_counts_are_over_all_seeds_of_an_experiment():
+    shrinks = [row | {"stn/scale": 1.2} for row in LASTS]
+    text = "experiment 2: 7 of 9 collapsed, experiment 2: 0 of 9 shrinks the image at its best epoch; 1 of 2 others"
+    assert make_figures.count(text, {2: [LASTS, STOPPED, shrinks]}) == (
+        "experiment 2: 1 of 3 collapsed, experiment 2: 1 of 3 shrinks the image at its best epoch; 1 of 2 others"
+    )
 
 
 @pytest.mark.parametrize("number", make_figures.EPOCHS)
