@@ -74,11 +74,11 @@ def read_runs():
     return runs
 
 
-def histories_by_experiment():
-    """Returns {experiment: [history of each seed]} of the runs on cluttered MNIST with the full digits."""
+def histories_by_experiment(dataset="cluttered"):
+    """Returns {experiment: [history of each seed]} of the runs on a dataset with the full digits."""
     histories = {}
-    for (number, _, dataset, digits), (history, _) in read_runs().items():
-        if (dataset, digits) == ("cluttered", "full"):
+    for (number, _, *data), (history, _) in read_runs().items():
+        if data == [dataset, "full"]:
             histories.setdefault(number, []).append(history)
     return histories
 
@@ -179,18 +179,20 @@ def each(epochs):
     return ", ".join("-" if epoch is None else str(epoch) for epoch in epochs)
 
 
-def results_table(runs, published):
-    """The README's table of results, in Markdown."""
+def results_table(runs, plain, published):
+    """The README's table of results, in Markdown: `runs` on cluttered digits, `plain` ones, and the published."""
     lines = [
         "| experiment | seeds | best accuracy, % | collapsed in epoch | lost its solution in epoch "
         "| scale at epoch 20 | scale at best epoch | published: best accuracy, % | published: collapsed in epoch |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for number, histories in sorted(runs.items()):
+    rows = [(NAMES[number], number, histories, published.get(number)) for number, histories in sorted(runs.items())]
+    rows += [(f"{NAMES[number]}, plain digits", number, histories, None) for number, histories in sorted(plain.items())]
+    for name, number, histories, theirs in rows:
         best = [best_epoch(history) for history in histories]
-        carried, theirs = [carry_on(history, EPOCHS[number]) for history in histories], published.get(number)
+        carried = [carry_on(history, EPOCHS[number]) for history in histories]
         cells = (
-            NAMES[number],
+            name,
             len(histories),
             median_and_range([row["test/accuracy"] for row in best]),
             each(map(collapsed, histories)),
@@ -227,7 +229,7 @@ def main():
         return collect(sys.argv[2])
     if sys.argv[1:]:
         sys.exit(__doc__)
-    runs, published = histories_by_experiment(), read_published()
+    runs, plain, published = histories_by_experiment(), histories_by_experiment("mnist"), read_published()
     for first, second in ((1, 2), (2, 3)):
         if first in runs and second in runs:
             compare(runs, (first, second), published, ASSETS / f"classification_experiment_{second}_vs_{first}.png")
@@ -235,7 +237,7 @@ def main():
     readme = ROOT / "README.md"
     head, _, rest = readme.read_text().partition("<!-- results -->\n")
     _, mark, tail = rest.partition("<!-- end of results -->")
-    readme.write_text(count(f"{head}<!-- results -->\n{results_table(runs, published)}{mark}{tail}", runs))
+    readme.write_text(count(f"{head}<!-- results -->\n{results_table(runs, plain, published)}{mark}{tail}", runs))
 
 
 if __name__ == "__main__":

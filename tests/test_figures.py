@@ -39,7 +39,7 @@ def test_survivors_are_the_runs_that_have_not_collapsed():
 
 
 def test_the_table_counts_every_seed():
-    header, rule, line = make_figures.results_table({2: [LASTS, STOPPED]}, {}).splitlines()
+    header, rule, line = make_figures.results_table({2: [LASTS, STOPPED]}, {}, {}).splitlines()
     assert header.count("|") == rule.count("|") == line.count("|") == 10
     cells = [cell.strip() for cell in line.split("|")[1:-1]]
     assert cells[1:] == [
@@ -52,6 +52,13 @@ def test_the_table_counts_every_seed():
         "",
         "",
     ]
+
+
+def test_plain_digits_have_a_row_of_their_own_beside_no_published_run():
+    published = make_figures.read_published()
+    *_, cluttered, plain = make_figures.results_table({1: [STOPPED]}, {1: [LASTS]}, published).splitlines()
+    assert cluttered.startswith("| 1: normalized, SGD | 1 | 80.00 | 40 |") and cluttered.endswith("| 89.29 | 21 |")
+    assert plain.startswith("| 1: normalized, SGD, plain digits | 1 | 90.00 | - |") and plain.endswith("|  |  |")
 
 
 def test_the_published_runs_collapse_where_their_accuracy_is_that_of_one_class_to_the_end():
@@ -93,10 +100,11 @@ def test_collecting_adds_finished_runs_and_leaves_out_others(tmp_path, monkeypat
 
 def test_the_readme_says_what_results_csv_says():
     readme = (ROOT / "README.md").read_text()
-    table = make_figures.results_table(make_figures.histories_by_experiment(), make_figures.read_published())
+    runs, plain = make_figures.histories_by_experiment(), make_figures.histories_by_experiment("mnist")
+    table = make_figures.results_table(runs, plain, make_figures.read_published())
     assert table.count("\n") >= 4  # two experiments at least
     assert f"<!-- results -->\n{table}<!-- end of results -->" in readme
-    assert make_figures.count(readme, make_figures.histories_by_experiment()) == readme
+    assert make_figures.count(readme, runs) == readme
 
 
 def test_counts_are_over_all_seeds_of_an_experiment():
