@@ -209,7 +209,7 @@ def results_table(runs, plain, published):
 # what the README counts, in words such as "experiment 1: 2 of 3 collapsed"
 COUNTED = {
     "collapsed": lambda history: collapsed(history) is not None,
-    "shrinks the image at its best epoch": lambda history: best_epoch(history)["stn/scale"] > 1,
+    "with scale over 1 at the best epoch": lambda history: best_epoch(history)["stn/scale"] > 1,
 }
 
 

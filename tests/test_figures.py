@@ -109,10 +109,16 @@ def test_the_readme_says_what_results_csv_says():
 
 def test_counts_are_over_all_seeds_of_an_experiment():
     shrinks = [row | {"stn/scale": 1.2} for row in LASTS]
-    text = "experiment 2: 7 of 9 collapsed, experiment 2: 0 of 9 shrinks the image at its best epoch; 1 of 2 others"
+    text = "experiment 2: 7 of 9 collapsed, experiment 2: 0 of 9 with scale over 1 at the best epoch; 1 of 2 others"
     assert make_figures.count(text, {2: [LASTS, STOPPED, shrinks]}) == (
-        "experiment 2: 1 of 3 collapsed, experiment 2: 1 of 3 shrinks the image at its best epoch; 1 of 2 others"
+        "experiment 2: 1 of 3 collapsed, experiment 2: 1 of 3 with scale over 1 at the best epoch; 1 of 2 others"
     )
+
+
+def test_any_bound_of_inside_from_0_002_to_0_08_tells_the_collapsed_runs_from_the_others():
+    histories = [history for history, _ in make_figures.read_runs().values()]
+    inside = [row["stn/inside"] for history in histories for row in history]
+    assert min(inside) < 0.002 and not any(0.002 < value < 0.08 for value in inside)
 
 
 @pytest.mark.parametrize("number", make_figures.EPOCHS)
