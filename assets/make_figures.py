@@ -169,6 +169,24 @@ def what_collapses(runs, path):
     figure.savefig(path, dpi=100)
 
 
+def steps_of_collapse(path):
+    """Draws inside and the gradients' norms in the steps around each collapse in collapses.csv."""
+    with open(ASSETS / "collapses.csv", newline="") as file:
+        runs = groupby(csv.DictReader(file), key=lambda row: (int(row["experiment"]), row["seed"]))
+        runs = {key: [{name: float(value) for name, value in row.items()} for row in rows] for key, rows in runs}
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for axes, name in zip(panels, ("inside", "gradient of the transformer", "gradient of the classifier"), strict=True):
+        for (number, seed), rows in sorted(runs.items()):
+            curve = [row["step"] for row in rows], [row[name] for row in rows]
+            axes.plot(*curve, color=COLORS[number], linewidth=1, label=f"{NAMES[number]}, seed {seed}")
+        axes.set_xlabel("steps since inside fell under 0.01", fontsize=14)
+        axes.set_ylabel(name + (" (L2 norm)" if name != "inside" else ""), fontsize=14)
+        axes.tick_params(labelsize=12)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=13)
+    figure.savefig(path, dpi=100)
+
+
 def median_and_range(values):
     middle = f"{statistics.median(values):.2f}"
     return middle if len(values) == 1 else f"{middle} ({min(values):.2f} to {max(values):.2f})"
@@ -234,6 +252,7 @@ def main():
         if first in runs and second in runs:
             compare(runs, (first, second), published, ASSETS / f"classification_experiment_{second}_vs_{first}.png")
     what_collapses(runs, ASSETS / "what_collapses.png")
+    steps_of_collapse(ASSETS / "steps_of_collapse.png")
     readme = ROOT / "README.md"
     head, _, rest = readme.read_text().partition("<!-- results -->\n")
     _, mark, tail = rest.partition("<!-- end of results -->")

@@ -1,4 +1,4 @@
-"""Replays the epochs in which runs collapsed, step by step, into collapses.csv, which make_figures.py draws:
+"""Replays the epoch in which a run collapsed, step by step, and adds it to collapses.csv, which make_figures.py draws:
 
     python assets/replay_collapse.py classification_experiment_4 classification_experiment_1_seed1
 
@@ -54,24 +54,27 @@ def replay(folder, epoch):
         torch.manual_seed(10_000 * run["seed"] + now)
         loss = common.train(model, optimizer, images, labels, to_batch, f"epoch {now}")
         if loss != losses[now - 1]:
-            sys.exit(f"{folder}: the loss in epoch {now} is {loss}, the run's was {losses[now - 1]}: another machine's?")
+            sys.exit(f"{folder}: another machine's run? In epoch {now} its loss was {losses[now - 1]}, not {loss}")
     return steps
 
 
 def main():
     if not sys.argv[1:]:
         sys.exit(__doc__)
-    rows = []
+    path = ASSETS / "collapses.csv"
+    rows = list(csv.reader(path.open()))[1:] if path.exists() else []
     for folder in map(Path, sys.argv[1:]):
         run = json.loads((folder / "run.json").read_text())
-        if run["collapsed"] is None:
+        epoch = common.collapsed(common.load_state(folder / "checkpoint.pt")["history"])
+        if epoch is None:
             sys.exit(f"{folder}: this run has not collapsed")
-        number = int(run["experiment"].rpartition("_")[2])
-        steps = replay(folder, run["collapsed"])
+        steps = replay(folder, epoch)
         end = next(step for step, (inside, *_) in enumerate(steps) if inside < 0.01)  # steps are counted from here
+        key = [run["experiment"].rpartition("_")[2], str(run["seed"])]
+        rows = [row for row in rows if row[:2] != key]
         around = range(max(0, end - 200), min(len(steps), end + 51))
-        rows += [(number, run["seed"], step - end, *(f"{value:.6g}" for value in steps[step])) for step in around]
-    with open(ASSETS / "collapses.csv", "w", newline="") as file:
+        rows += [[*key, step - end, *(f"{value:.6g}" for value in steps[step])] for step in around]
+    with open(path, "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
 
 

@@ -1,15 +1,20 @@
-"""What make_figures.py computes from results.csv, and that the README says nothing else."""
+"""What make_figures.py computes from results.csv, that the README says nothing else, and the replay of a collapse."""
 
 import csv
+import shutil
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
+
+import common
+import stn
+from common import TAGS, collapsed, lost_solution
 
 sys.path.insert(0, str(ROOT / "assets"))
 import make_figures  # noqa: E402
-
-from common import TAGS, collapsed, lost_solution  # noqa: E402
+import replay_collapse  # noqa: E402
 
 
 def curve(*epochs):
@@ -133,3 +138,28 @@ def test_the_scripts_say_what_was_seen():
             seen = (ROOT / f"classification_experiment_{number}.py").read_text().split("Seen with")[1]
             assert f"collapsed in epoch {collapsed(history)}" in seen if collapsed(history) else "collapsed" not in seen
             assert f"{max(row['test/accuracy'] for row in history):.1f} % at best" in seen
+
+
+def test_a_replay_is_the_run_and_measures_its_gradients(whole_run, tmp_path):
+    steps = replay_collapse.replay(whole_run.folder, 6)  # exits if its loss is not the run's
+    assert len(steps) == 6 and len(replay_collapse.replay(whole_run.folder, 7)) == 6
+
+    (images, labels), _, _ = common.load_canvases("cluttered", "nowhere", "embedded", 384)
+    model = stn.STNClassifier().to(memory_format=torch.channels_last)
+    model.load_state_dict(common.load_state(whole_run.folder / "weights_005.pt"))
+    torch.manual_seed(6)
+    batch = torch.randperm(384)[:64]
+    inputs = (images[batch].float() - 0.1307) / 0.3081
+    torch.nn.functional.cross_entropy(model(inputs), labels[batch]).backward()
+    norms = [
+        sum(weights.grad.double().square().sum().item() for weights in part.parameters()) ** 0.5
+        for part in (model.stn, model.classifier)
+    ]
+    assert steps[0] == pytest.approx((stn.inside(model.stn.theta(inputs)).item(), *norms), rel=1e-3)
+
+    folder = shutil.copytree(whole_run.folder, tmp_path / "other")
+    checkpoint = common.load_state(folder / "checkpoint.pt")
+    checkpoint["history"][5]["train/loss"] += 1e-9
+    common.write_state(folder / "checkpoint.pt", checkpoint)
+    with pytest.raises(SystemExit, match="another machine's run"):
+        replay_collapse.replay(folder, 6)
