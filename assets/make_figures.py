@@ -58,9 +58,10 @@ def collect(log_dir):
 
 
 def read_rows(path):
+    """Returns the rows of a CSV file of numbers, the whole ones as int."""
     with open(path, newline="") as file:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    return [row | {"epoch": int(row["epoch"])} for row in rows]
+    return [{key: int(value) if value.is_integer() else value for key, value in row.items()} for row in rows]
 
 
 def read_runs():
@@ -92,6 +93,14 @@ def read_published():
             figures = {"test/accuracy": float(row["test_accuracy_percent"]), "test/loss": float(row["test_loss"])}
             history.append({"epoch": int(row["epoch"])} | figures)
     return published
+
+
+def read_collapses():
+    """Returns {(experiment, seed): steps around the collapse} of collapses.csv."""
+    steps = {}
+    for row in read_rows(ASSETS / "collapses.csv"):
+        steps.setdefault((int(row["experiment"]), int(row["seed"])), []).append(row)
+    return steps
 
 
 def published_collapse(history):
@@ -171,13 +180,10 @@ def what_collapses(runs, path):
 
 def steps_of_collapse(path):
     """Draws inside and the gradients' norms in the steps around each collapse in collapses.csv."""
-    with open(ASSETS / "collapses.csv", newline="") as file:
-        runs = groupby(csv.DictReader(file), key=lambda row: (int(row["experiment"]), row["seed"]))
-        runs = {key: [{name: float(value) for name, value in row.items()} for row in rows] for key, rows in runs}
     figure = Figure(figsize=(15, 5), layout="constrained")
     panels = figure.subplots(1, 3)
     for axes, name in zip(panels, ("inside", "gradient of the transformer", "gradient of the classifier"), strict=True):
-        for (number, seed), rows in sorted(runs.items()):
+        for (number, seed), rows in sorted(read_collapses().items()):
             curve = [row["step"] for row in rows], [row[name] for row in rows]
             axes.plot(*curve, color=COLORS[number], linewidth=1, label=f"{NAMES[number]}, seed {seed}")
         axes.set_xlabel("steps since inside fell under 0.01", fontsize=14)

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import statistics
 import sys
 
 import pytest
@@ -138,6 +139,19 @@ def test_the_scripts_say_what_was_seen():
             seen = (ROOT / f"classification_experiment_{number}.py").read_text().split("Seen with")[1]
             assert f"collapsed in epoch {collapsed(history)}" in seen if collapsed(history) else "collapsed" not in seen
             assert f"{max(row['test/accuracy'] for row in history):.1f} % at best" in seen
+
+
+def test_a_collapse_takes_less_than_six_steps_after_which_hardly_a_gradient_is_left():
+    replayed = make_figures.read_collapses()
+    assert len(replayed) >= 2
+    for steps in replayed.values():
+        inside = {step["step"]: step["inside"] for step in steps}
+        assert max(inside[step] for step in range(-5, 0)) > 0.5 and inside[0] < 0.01
+        before, burst, after = (
+            statistics.median(step["gradient of the transformer"] for step in steps if low <= step["step"] < high)
+            for low, high in ((-200, -20), (-20, -2), (0, 51))
+        )
+        assert burst > 1.5 * before and after == 0
 
 
 def test_a_replay_is_the_run_and_measures_its_gradients(whole_run, tmp_path):
