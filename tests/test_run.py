@@ -90,20 +90,19 @@ def test_test_figures_are_those_of_the_saved_weights_over_all_test_images(whole_
 
 
 def test_train_loss_is_the_mean_over_images_and_training_is_the_plain_loop():
-    """Also where the last batch is smaller, and with the weights in channels_last: to float32 rounding.
+    """Also where the last batch is smaller and with the weights in channels_last. In float64, not from the identity.
 
-    On noise: binary digits make ties in the max pooling, which rounding breaks and the gradient of `theta` feels.
+    In float32 rounding may pick another pixel where a point is sampled between two, or another maximum in a pool: its
+    gradient jumps there, and at the identity, where training starts, some points lie exactly on such places.
     """
     torch.manual_seed(0)
     images, labels = torch.randint(256, (400, 1, 60, 60), dtype=torch.uint8), torch.randint(10, (400,))
-    torch.manual_seed(1)
-    plain = stn.STNClassifier()
-    fast = stn.STNClassifier()
-    fast.load_state_dict(plain.state_dict())
-    fast.to(memory_format=torch.channels_last)
+    plain = stn.STNClassifier().double()
+    torch.nn.init.normal_(plain.stn.fc_loc[-1].weight, std=0.05)
+    fast = copy.deepcopy(plain).to(memory_format=torch.channels_last)
 
     def to_batch(images):
-        return common.normalize(images, 255, 0.1307, 0.3081)
+        return (images.double() / 255 - 0.1307) / 0.3081
 
     torch.manual_seed(2)
     optimizer = torch.optim.SGD(fast.parameters(), lr=0.01)
@@ -113,17 +112,15 @@ def test_train_loss_is_the_mean_over_images_and_training_is_the_plain_loop():
     plain.train()
     order, losses = torch.randperm(400), []
     for index in order.split(64):
-        each = torch.nn.functional.cross_entropy(
-            plain((images[index] / 255 - 0.1307) / 0.3081), labels[index], reduction="none"
-        )
+        each = torch.nn.functional.cross_entropy(plain(to_batch(images[index])), labels[index], reduction="none")
         gradients = torch.autograd.grad(each.mean(), list(plain.parameters()))
         with torch.no_grad():
             for parameter, gradient in zip(plain.parameters(), gradients, strict=True):
                 parameter -= 0.01 * gradient
         losses += each.tolist()
-    assert loss == pytest.approx(sum(losses) / 400, rel=1e-5)
+    assert loss == pytest.approx(sum(losses) / 400, rel=1e-6)
     for a, b in zip(fast.parameters(), plain.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
+        assert torch.allclose(a, b, rtol=0, atol=1e-12)
 
 
 def test_values_and_gradients_are_those_of_the_plain_network():
