@@ -185,7 +185,8 @@ def steps_of_collapse(path):
     for axes, name in zip(panels, ("inside", "gradient of the transformer", "gradient of the classifier"), strict=True):
         for (number, seed), rows in sorted(read_collapses().items()):
             curve = [row["step"] for row in rows], [row[name] for row in rows]
-            axes.plot(*curve, color=COLORS[number], linewidth=1, label=f"{NAMES[number]}, seed {seed}")
+            style = {"color": COLORS[number], "linestyle": ("-", "--", ":")[seed % 3], "linewidth": 1}
+            axes.plot(*curve, **style, label=f"{NAMES[number]}, seed {seed}")
         axes.set_xlabel("steps since inside fell under 0.01", fontsize=14)
         axes.set_ylabel(name + (" (L2 norm)" if name != "inside" else ""), fontsize=14)
         axes.tick_params(labelsize=12)
