@@ -36,7 +36,7 @@ NAMES = {
 COLORS = dict(enumerate(("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"), start=1))
 RUN = ("experiment", "seed", "dataset", "digits", "device")
 AXES = {"test/accuracy": "test accuracy (%)", "test/loss": "test loss (nats)", "train/loss": "train loss (nats)"}
-AXES |= {"stn/scale": "scale (side of the sampled region / side of the image)"}
+AXES |= {"stn/scale": "scale (side of sampled region / of image)"}
 
 
 def collect(log_dir):
@@ -154,7 +154,7 @@ def compare(runs, numbers, published, path):
 
 def what_collapses(runs, path):
     """Draws how many runs of each experiment have not collapsed, and their scale with each lost solution marked."""
-    figure = Figure(figsize=(15, 6), layout="constrained")
+    figure = Figure(figsize=(15, 6.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, (number, histories) in enumerate(sorted(runs.items())):
         count = survivors(histories, EPOCHS[number])
@@ -165,7 +165,7 @@ def what_collapses(runs, path):
         for history in histories:
             if lost := lost_solution(carry_on(history, EPOCHS[number])):
                 right.plot(lost, history[lost - 1]["stn/scale"], "X", color=COLORS[number], markersize=11)
-    right.plot([], [], "X", color="grey", label="lost its solution")
+    cross = right.plot([], [], "X", color="grey", markersize=11, label="lost its solution")
     right.set_yscale("log")
     right.set_yticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
     left.set_yticks(range(max(map(len, runs.values())) + 1))
@@ -174,7 +174,8 @@ def what_collapses(runs, path):
     for axes in (left, right):
         axes.set_xlabel("epoch", fontsize=14)
         axes.tick_params(labelsize=12)
-        axes.legend(fontsize=11)
+    handles = [*left.get_legend_handles_labels()[0], *cross]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=13)
     figure.savefig(path, dpi=100)
 
 
