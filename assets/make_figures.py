@@ -95,12 +95,12 @@ def read_published():
     return published
 
 
-def read_collapses():
-    """Returns {(experiment, seed): steps around the collapse} of collapses.csv."""
-    steps = {}
-    for row in read_rows(ASSETS / "collapses.csv"):
-        steps.setdefault((int(row["experiment"]), int(row["seed"])), []).append(row)
-    return steps
+def read_deaths():
+    """Returns {(experiment, seed): steps around the death of its transformer} of deaths.csv."""
+    deaths = {}
+    for row in read_rows(ASSETS / "deaths.csv"):
+        deaths.setdefault((int(row["experiment"]), int(row["seed"])), []).append(row)
+    return deaths
 
 
 def published_collapse(history):
@@ -179,19 +179,26 @@ def what_collapses(runs, path):
     figure.savefig(path, dpi=100)
 
 
-def steps_of_collapse(path):
-    """Draws inside and the gradients' norms in the steps around each collapse in collapses.csv."""
-    figure = Figure(figsize=(15, 5), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for axes, name in zip(panels, ("inside", "gradient of the transformer", "gradient of the classifier"), strict=True):
-        for (number, seed), rows in sorted(read_collapses().items()):
+def steps_of_death(path):
+    """Draws what happens in the steps around the death of each transformer in deaths.csv."""
+    figure = Figure(figsize=(15, 9), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True)
+    names = {
+        "inside": "inside",
+        "active": "active hidden units (fraction)",
+        "gradient of the localization net": "gradient of the localization net (L2 norm)",
+        "scale": AXES["stn/scale"],
+    }
+    for axes, (name, label) in zip(panels.flat, names.items(), strict=True):
+        for (number, seed), rows in sorted(read_deaths().items()):
             curve = [row["step"] for row in rows], [row[name] for row in rows]
             style = {"color": COLORS[number], "linestyle": ("-", "--", ":")[seed % 3], "linewidth": 1}
             axes.plot(*curve, **style, label=f"{NAMES[number]}, seed {seed}")
-        axes.set_xlabel("steps since inside fell under 0.01", fontsize=14)
-        axes.set_ylabel(name + (" (L2 norm)" if name != "inside" else ""), fontsize=14)
+        axes.set_ylabel(label, fontsize=14)
         axes.tick_params(labelsize=12)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=13)
+    for axes in panels[-1]:
+        axes.set_xlabel("steps since the transformer died", fontsize=14)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=13)
     figure.savefig(path, dpi=100)
 
 
@@ -232,10 +239,13 @@ def results_table(runs, plain, published):
     return "\n".join(lines) + "\n"
 
 
-# what the README counts, in words such as "experiment 1: 2 of 3 collapsed"
+# what the README counts, in words such as "experiments 1 and 4: 2 of 3 collapsed"; the longer first, to be matched
 COUNTED = {
-    "collapsed": lambda history: collapsed(history) is not None,
-    "with scale over 1 at the best epoch": lambda history: best_epoch(history)["stn/scale"] > 1,
+    "with scale over 1 at the best epoch": lambda history, epochs: best_epoch(history)["stn/scale"] > 1,
+    "collapsed or lost its solution": lambda history, epochs: (
+        collapsed(history) or lost_solution(carry_on(history, epochs))
+    ),
+    "collapsed": lambda history, epochs: collapsed(history),
 }
 
 
@@ -243,11 +253,11 @@ def count(text, runs):
     """Returns the README's text with every such count as it is in `runs`."""
 
     def counted(match):
-        number, words = int(match[1]), match[2]
-        histories = runs.get(number, [])
-        return f"experiment {number}: {sum(map(COUNTED[words], histories))} of {len(histories)} {words}"
+        numbers = [int(digit) for digit in re.findall(r"\d", match[1])]
+        seen = [bool(COUNTED[match[2]](run, EPOCHS[n])) for n in numbers for run in runs.get(n, [])]
+        return f"{match[1]}: {sum(seen)} of {len(seen)} {match[2]}"
 
-    return re.sub(rf"experiment (\d): \d+ of \d+ ({'|'.join(COUNTED)})", counted, text)
+    return re.sub(rf"(experiments? \d[\d, and]*): \d+ of \d+ ({'|'.join(COUNTED)})", counted, text)
 
 
 def main():
@@ -260,7 +270,7 @@ def main():
         if first in runs and second in runs:
             compare(runs, (first, second), published, ASSETS / f"classification_experiment_{second}_vs_{first}.png")
     what_collapses(runs, ASSETS / "what_collapses.png")
-    steps_of_collapse(ASSETS / "steps_of_collapse.png")
+    steps_of_death(ASSETS / "steps_of_death.png")
     readme = ROOT / "README.md"
     head, _, rest = readme.read_text().partition("<!-- results -->\n")
     _, mark, tail = rest.partition("<!-- end of results -->")

@@ -15,7 +15,10 @@ from common import TAGS, collapsed, lost_solution
 
 sys.path.insert(0, str(ROOT / "assets"))
 import make_figures  # noqa: E402
-import replay_collapse  # noqa: E402
+import replay_death  # noqa: E402
+
+
+README = " ".join((ROOT / "README.md").read_text().split())
 
 
 def curve(*epochs):
@@ -119,6 +122,11 @@ def test_counts_are_over_all_seeds_of_an_experiment():
     assert make_figures.count(text, {2: [LASTS, STOPPED, shrinks]}) == (
         "experiment 2: 1 of 3 collapsed, experiment 2: 1 of 3 with scale over 1 at the best epoch; 1 of 2 others"
     )
+    loses = [row | {"train/loss": 1.6} if row["epoch"] > 50 else row for row in LASTS]
+    text = "experiments 1, 2 and 7: 7 of 9 collapsed, experiments 1 and 2: 7 of 9 collapsed or lost its solution"
+    assert make_figures.count(text, {1: [loses, LASTS], 2: [STOPPED], 7: [LASTS]}) == (
+        "experiments 1, 2 and 7: 1 of 4 collapsed, experiments 1 and 2: 2 of 3 collapsed or lost its solution"
+    )
 
 
 def test_any_bound_of_inside_from_0_002_to_0_08_tells_the_collapsed_runs_from_the_others():
@@ -141,24 +149,48 @@ def test_the_scripts_say_what_was_seen():
             assert f"{max(row['test/accuracy'] for row in history):.1f} % at best" in seen
 
 
-def test_a_collapse_takes_five_steps_at_most_and_large_gradients_in_a_row():
-    replayed = make_figures.read_collapses()
-    assert len(replayed) >= 2
-    for steps in replayed.values():
-        inside = {step["step"]: step["inside"] for step in steps}
-        assert max(inside[step] for step in range(-5, 0)) > 0.5 and inside[0] < 0.01
-        norms = {step["step"]: step["gradient of the transformer"] for step in steps}
-        usual = statistics.median(norms[step] for step in range(-200, -20))
-        three = {step: statistics.mean(norms[step + i] for i in range(3)) / usual for step in range(-200, -2)}
-        assert max(three[step] for step in range(-200, -22)) < 2 < 2.2 < max(three[step] for step in range(-20, -2))
-        assert statistics.median(norms[step] for step in range(51)) == 0
-        classifier = statistics.median(step["gradient of the classifier"] for step in steps if step["step"] < -20)
-        assert 3 < usual / classifier < 4.2
+def test_a_transformer_dies_off_the_image_or_with_its_hidden_units():
+    ways = set()
+    for steps in make_figures.read_deaths().values():
+        before = [step for step in steps if step["step"] < -100]
+        after = [step for step in steps if step["step"] > 100]
+        median = {
+            name: [statistics.median(step[name] for step in part) for part in (before, after)]
+            for name in replay_death.MEASURES
+        }
+        assert median["inside"][0] > 0.5 and median["active"][0] > 0.2
+        gradient = median["gradient of the localization net"]
+        assert gradient[1] < 0.001 * gradient[0]
+        off_the_image, silent = median["inside"][1] < 0.01, median["active"][1] == 0
+        assert off_the_image != silent
+        if silent:
+            assert gradient[1] == 0 and median["scale"][1] > max(1.15, median["scale"][0] + 0.15)
+        ways.add(silent)
+    assert ways == {True, False}
+
+
+def test_with_the_scale_of_normalization_sgd_fails_sooner():
+    first = {True: [], False: []}
+    for number, histories in make_figures.histories_by_experiment().items():
+        for history in histories if number not in (3, 7) else ():
+            events = collapsed(history), lost_solution(make_figures.carry_on(history, 100))
+            first[number in (1, 4, 5)].append(min(event for event in events if event))
+    last, soonest = max(first[True]), min(first[False])
+    assert last < soonest
+    assert f"epoch {last} at the latest, others in epoch {soonest} at the earliest" in README
+
+
+def test_a_transformer_is_dead_when_it_sees_next_to_nothing_or_its_hidden_units_are_silent():
+    alive, blind, dead = (
+        {"inside": inside, "active": active} for inside, active in ((0.01, 0.01), (0.009, 0.3), (0.7, 0.009))
+    )
+    assert replay_death.death([alive, alive, blind, dead]) == 2
+    assert replay_death.death([alive, dead, alive, blind]) == 1
 
 
 def test_a_replay_is_the_run_and_measures_its_gradients(whole_run, tmp_path):
-    steps = replay_collapse.replay(whole_run.folder, 6)  # exits if its loss is not the run's
-    assert len(steps) == 6 and len(replay_collapse.replay(whole_run.folder, 7)) == 6
+    steps = replay_death.replay(whole_run.folder, 6)  # exits if its loss is not the run's
+    assert len(steps) == 6 and len(replay_death.replay(whole_run.folder, 7)) == 6
 
     (images, labels), _, _ = common.load_canvases("cluttered", "nowhere", "embedded", 384)
     model = stn.STNClassifier().to(memory_format=torch.channels_last)
@@ -169,13 +201,17 @@ def test_a_replay_is_the_run_and_measures_its_gradients(whole_run, tmp_path):
     torch.nn.functional.cross_entropy(model(inputs), labels[batch]).backward()
     norms = [
         sum(weights.grad.double().square().sum().item() for weights in part.parameters()) ** 0.5
-        for part in (model.stn, model.classifier)
+        for part in (model.stn.localization, model.classifier)
     ]
-    assert steps[0] == pytest.approx((stn.inside(model.stn.theta(inputs)).item(), *norms), rel=1e-3)
+    theta = model.stn.theta(inputs)
+    hidden = model.stn.fc_loc[0](model.stn.localization(inputs).flatten(1))
+    wanted = (stn.inside(theta).item(), stn.scale(theta).item(), (hidden > 0).sum().item() / hidden.numel(), *norms)
+    assert tuple(steps[0]) == replay_death.MEASURES
+    assert tuple(steps[0].values()) == pytest.approx(wanted, rel=1e-3)
 
     folder = shutil.copytree(whole_run.folder, tmp_path / "other")
     checkpoint = common.load_state(folder / "checkpoint.pt")
     checkpoint["history"][5]["train/loss"] += 1e-9
     common.write_state(folder / "checkpoint.pt", checkpoint)
     with pytest.raises(SystemExit, match="another machine's run"):
-        replay_collapse.replay(folder, 6)
+        replay_death.replay(folder, 6)

@@ -1,0 +1,95 @@
+"""Replays the epoch in which a run's transformer died, step by step, and adds it to deaths.csv, for make_figures.py:
+
+    python assets/replay_death.py classification_experiment_4 classification_experiment_1_seed1
+
+That is the epoch in which the run collapsed or lost its solution, whichever comes first. A replay begins with the last
+weights that the run saved before, and SGD without momentum has no other state: on the machine of the run, with as many
+threads, it comes to the same numbers to the last bit, which is checked.
+"""
+
+import csv
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+ASSETS = Path(__file__).parent
+sys.path.insert(0, str(ASSETS.parent))
+import common  # noqa: E402
+import stn  # noqa: E402
+
+MEASURES = ("inside", "scale", "active", "gradient of the localization net", "gradient of the classifier")
+BEFORE, AFTER = 200, 200  # steps that are kept
+
+
+def replay(folder, epoch):
+    """Trains the epochs from the last weights before `epoch` to its end, as the run in `folder` did.
+
+    Returns the `MEASURES` of each step of `epoch`, all of the step's images: inside and scale, the fraction of the
+    localization's hidden units (after the ReLU of `fc_loc`) that are not 0, and two gradients' L2 norms, over all
+    weights. Exits with one line if the run was not SGD's, or the losses are not those of the run.
+    """
+    run = json.loads((folder / "run.json").read_text())
+    losses = [row["train/loss"] for row in common.load_state(folder / "checkpoint.pt")["history"]]
+    if run["optimizer"] != "SGD(lr=0.01)":
+        sys.exit(f"{folder} is a run of {run['optimizer']}, whose state is not saved: only SGD's can be replayed")
+    torch.set_num_threads(run["threads"])
+    model = stn.STNClassifier(fill=run["fill"]).to(memory_format=torch.channels_last)
+    first = (epoch - 1) // common.FIGURE_EVERY * common.FIGURE_EVERY
+    model.load_state_dict(common.load_state(folder / f"weights_{first:03}.pt"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    (images, labels), _, _ = common.load_canvases("cluttered", "data", run["digits"], run["limit"])
+    to_batch = partial(common.normalize, peak=1, mean=run["mean"], std=run["std"])
+
+    seen, steps = {}, []
+    _, relu, last = model.stn.fc_loc
+    relu.register_forward_hook(lambda module, inputs, output: seen.update(hidden=output.detach()))
+    last.register_forward_hook(lambda module, inputs, output: seen.update(theta=output.detach().view(-1, 2, 3)))
+
+    def record(*_):
+        parts = (model.stn.localization.parameters(), model.classifier.parameters())
+        norms = [torch.cat([weights.grad.flatten() for weights in part]).norm() for part in parts]
+        active = (seen["hidden"] > 0).float().mean()
+        values = (stn.inside(seen["theta"]), stn.scale(seen["theta"]), active, *norms)
+        steps.append(dict(zip(MEASURES, (value.item() for value in values), strict=True)))
+
+    optimizer.register_step_pre_hook(record)
+    for now in range(first + 1, epoch + 1):
+        steps.clear()
+        torch.manual_seed(10_000 * run["seed"] + now)
+        loss = common.train(model, optimizer, images, labels, to_batch, f"epoch {now}")
+        if loss != losses[now - 1]:
+            sys.exit(f"{folder}: another machine's run? In epoch {now} its loss was {losses[now - 1]}, not {loss}")
+    return steps
+
+
+def death(steps):
+    """The first step in which under 1 % of the sampling points are inside or under 1 % of the hidden units active."""
+    return next(i for i, step in enumerate(steps) if step["inside"] < 0.01 or step["active"] < 0.01)
+
+
+def main():
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
+    path = ASSETS / "deaths.csv"
+    rows = list(csv.reader(path.open()))[1:] if path.exists() else []
+    for folder in map(Path, sys.argv[1:]):
+        run = json.loads((folder / "run.json").read_text())
+        history = common.load_state(folder / "checkpoint.pt")["history"]
+        epochs = [event(history) for event in (common.collapsed, common.lost_solution) if event(history)]
+        if not epochs:
+            sys.exit(f"{folder}: this run has neither collapsed nor lost its solution")
+        steps = replay(folder, min(epochs))
+        end = death(steps)  # steps are counted from here
+        key = [run["experiment"].rpartition("_")[2], str(run["seed"])]
+        rows = [row for row in rows if row[:2] != key]
+        around = range(max(0, end - BEFORE), min(len(steps), end + AFTER + 1))
+        rows += [[*key, min(epochs), i - end, *(f"{value:.6g}" for value in steps[i].values())] for i in around]
+        with open(path, "w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([("experiment", "seed", "epoch", "step", *MEASURES), *rows])
+
+
+if __name__ == "__main__":
+    main()
