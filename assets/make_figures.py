@@ -37,6 +37,7 @@ COLORS = dict(enumerate(("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", 
 RUN = ("experiment", "seed", "dataset", "digits", "device")
 AXES = {"test/accuracy": "test accuracy (%)", "test/loss": "test loss (nats)", "train/loss": "train loss (nats)"}
 AXES |= {"stn/scale": "scale (side of sampled region / of image)"}
+SCALES = (0.5, 1, 2, 5, 10, 20)  # ticks of a logarithmic axis
 
 
 def collect(log_dir):
@@ -167,7 +168,7 @@ def what_collapses(runs, path):
                 right.plot(lost, history[lost - 1]["stn/scale"], "X", color=COLORS[number], markersize=11)
     cross = right.plot([], [], "X", color="grey", markersize=11, label="lost its solution")
     right.set_yscale("log")
-    right.set_yticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
+    right.set_yticks(SCALES, map(str, SCALES))
     left.set_yticks(range(max(map(len, runs.values())) + 1))
     left.set_ylabel("seeds that have not collapsed", fontsize=14)
     right.set_ylabel(AXES["stn/scale"], fontsize=14)
@@ -196,6 +197,9 @@ def steps_of_death(path):
             axes.plot(*curve, **style, label=f"{NAMES[number]}, seed {seed}")
         axes.set_ylabel(label, fontsize=14)
         axes.tick_params(labelsize=12)
+    panels[1, 1].set_yscale("log")
+    panels[1, 1].set_yticks(SCALES[:-2], map(str, SCALES[:-2]))
+    panels[1, 1].minorticks_off()
     for axes in panels[-1]:
         axes.set_xlabel("steps since the transformer died", fontsize=14)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=13)

@@ -87,6 +87,7 @@ def main():
         rows = [row for row in rows if row[:2] != key]
         around = range(max(0, end - BEFORE), min(len(steps), end + AFTER + 1))
         rows += [[*key, min(epochs), i - end, *(f"{value:.6g}" for value in steps[i].values())] for i in around]
+        rows.sort(key=lambda row: row[:2])
         with open(path, "w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("experiment", "seed", "epoch", "step", *MEASURES), *rows])
 
