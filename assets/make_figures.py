@@ -254,14 +254,17 @@ COUNTED = {
 
 
 def count(text, runs):
-    """Returns the README's text with every such count as it is in `runs`."""
+    """Returns the README's text with every such count as it is in `runs`, wherever its lines break."""
 
     def counted(match):
-        numbers = [int(digit) for digit in re.findall(r"\d", match[1])]
-        seen = [bool(COUNTED[match[2]](run, EPOCHS[n])) for n in numbers for run in runs.get(n, [])]
-        return f"{match[1]}: {sum(seen)} of {len(seen)} {match[2]}"
+        before, words = match[1], match[2]
+        holds = COUNTED[" ".join(words.split())]
+        numbers = [int(digit) for digit in re.findall(r"\d", before)]
+        seen = [bool(holds(run, EPOCHS[n])) for n in numbers for run in runs.get(n, [])]
+        return f"{before}{sum(seen)} of {len(seen)}{words}"
 
-    return re.sub(rf"(experiments? \d[\d, and]*): \d+ of \d+ ({'|'.join(COUNTED)})", counted, text)
+    words = "|".join(COUNTED).replace(" ", r"\s")
+    return re.sub(rf"(experiments?\s\d[\d,\sand]*:\s)\d+ of \d+(\s(?:{words}))", counted, text)
 
 
 def main():
