@@ -20,16 +20,15 @@ sys.path.insert(0, str(ASSETS.parent))
 import common  # noqa: E402
 import stn  # noqa: E402
 
-MEASURES = ("inside", "scale", "active", "gradient of the localization net", "gradient of the classifier")
-BEFORE, AFTER = 200, 200  # steps that are kept
+MEASURES = ("inside", "scale", "active", "gradient of the localization net")
 
 
 def replay(folder, epoch):
     """Trains the epochs from the last weights before `epoch` to its end, as the run in `folder` did.
 
     Returns the `MEASURES` of each step of `epoch`, all of the step's images: inside and scale, the fraction of the
-    localization's hidden units (after the ReLU of `fc_loc`) that are not 0, and two gradients' L2 norms, over all
-    weights. Exits with one line if the run was not SGD's, or the losses are not those of the run.
+    localization's hidden units (after the ReLU of `fc_loc`) that are not 0, and the L2 norm of the gradient of all
+    weights of `localization`. Exits with one line if the run was not SGD's, or the losses are not those of the run.
     """
     run = json.loads((folder / "run.json").read_text())
     losses = [row["train/loss"] for row in common.load_state(folder / "checkpoint.pt")["history"]]
@@ -49,10 +48,9 @@ def replay(folder, epoch):
     last.register_forward_hook(lambda module, inputs, output: seen.update(theta=output.detach().view(-1, 2, 3)))
 
     def record(*_):
-        parts = (model.stn.localization.parameters(), model.classifier.parameters())
-        norms = [torch.cat([weights.grad.flatten() for weights in part]).norm() for part in parts]
+        norm = torch.cat([weights.grad.flatten() for weights in model.stn.localization.parameters()]).norm()
         active = (seen["hidden"] > 0).float().mean()
-        values = (stn.inside(seen["theta"]), stn.scale(seen["theta"]), active, *norms)
+        values = (stn.inside(seen["theta"]), stn.scale(seen["theta"]), active, norm)
         steps.append(dict(zip(MEASURES, (value.item() for value in values), strict=True)))
 
     optimizer.register_step_pre_hook(record)
@@ -66,8 +64,8 @@ def replay(folder, epoch):
 
 
 def death(steps):
-    """The first step in which under 1 % of the sampling points are inside or under 1 % of the hidden units active."""
-    return next(i for i, step in enumerate(steps) if step["inside"] < 0.01 or step["active"] < 0.01)
+    """The first step in which under 1 % of sampling points are inside or under 1 % of hidden units active, or None."""
+    return next((i for i, step in enumerate(steps) if step["inside"] < 0.01 or step["active"] < 0.01), None)
 
 
 def main():
@@ -83,9 +81,11 @@ def main():
             sys.exit(f"{folder}: this run has neither collapsed nor lost its solution")
         steps = replay(folder, min(epochs))
         end = death(steps)  # steps are counted from here
+        if end is None:
+            sys.exit(f"{folder}: it lost its solution in epoch {min(epochs)}, but its transformer did not die in it")
         key = [run["experiment"].rpartition("_")[2], str(run["seed"])]
         rows = [row for row in rows if row[:2] != key]
-        around = range(max(0, end - BEFORE), min(len(steps), end + AFTER + 1))
+        around = range(max(0, end - 200), min(len(steps), end + 201))
         rows += [[*key, min(epochs), i - end, *(f"{value:.6g}" for value in steps[i].values())] for i in around]
         rows.sort(key=lambda row: row[:2])
         with open(path, "w", newline="") as file:
