@@ -120,10 +120,15 @@ def best_epoch(history):
     return max(history, key=lambda row: row["test/accuracy"])
 
 
+def blind_epochs(history):
+    """The epochs in which a run is collapsed."""
+    return [row["epoch"] for row in history if collapsed([row])]
+
+
 def survivors(histories, epochs):
-    """Number of runs that have not collapsed by epoch 0, 1, ..., `epochs`."""
-    collapses = [collapsed(history) or epochs + 1 for history in histories]
-    return [sum(epoch < collapse for collapse in collapses) for epoch in range(epochs + 1)]
+    """Number of runs that are not collapsed before training and after epoch 1, 2, ..., `epochs`: one may come back."""
+    blind = [set(blind_epochs(carry_on(history, epochs))) for history in histories]
+    return [sum(epoch not in each for each in blind) for epoch in range(epochs + 1)]
 
 
 def draw_runs(axes, histories, number, tag):
@@ -154,7 +159,7 @@ def compare(runs, numbers, published, path):
 
 
 def what_collapses(runs, path):
-    """Draws how many runs of each experiment have not collapsed, and their scale with each lost solution marked."""
+    """Draws how many runs of each experiment are not collapsed, and their scale with each lost solution marked."""
     figure = Figure(figsize=(15, 6.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, (number, histories) in enumerate(sorted(runs.items())):
@@ -170,7 +175,7 @@ def what_collapses(runs, path):
     right.set_yscale("log")
     right.set_yticks(SCALES, map(str, SCALES))
     left.set_yticks(range(max(map(len, runs.values())) + 1))
-    left.set_ylabel("seeds that have not collapsed", fontsize=14)
+    left.set_ylabel("seeds that are not collapsed", fontsize=14)
     right.set_ylabel(AXES["stn/scale"], fontsize=14)
     for axes in (left, right):
         axes.set_xlabel("epoch", fontsize=14)
@@ -211,9 +216,17 @@ def median_and_range(values):
     return middle if len(values) == 1 else f"{middle} ({min(values):.2f} to {max(values):.2f})"
 
 
-def each(epochs):
-    """The epochs of an event in each seed."""
-    return ", ".join("-" if epoch is None else str(epoch) for epoch in epochs)
+def each(events):
+    """An event in each seed."""
+    return ", ".join("-" if event is None else str(event) for event in events)
+
+
+def collapse(history):
+    """The epoch in which a run collapses, "4 to 70" where it comes back after that; None if it does neither."""
+    blind = blind_epochs(history)
+    if not blind or blind[-1] == len(history):
+        return collapsed(history)
+    return f"{blind[0]} to {blind[-1]}"
 
 
 def results_table(runs, plain, published):
@@ -232,7 +245,7 @@ def results_table(runs, plain, published):
             name,
             len(histories),
             median_and_range([row["test/accuracy"] for row in best]),
-            each(map(collapsed, histories)),
+            each(map(collapse, histories)),
             each(map(lost_solution, carried)),
             median_and_range([history[19]["stn/scale"] for history in carried]),
             median_and_range([row["stn/scale"] for row in best]),

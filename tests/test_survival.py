@@ -226,8 +226,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_everything(whole_run,
     assert result(stopped) == result(whole_run.folder)
 
 
-def collapse(monkeypatch, epoch):
-    """Lets the transformer look away from every image after an epoch's training."""
+def collapse(monkeypatch, epoch, back=None):
+    """Lets the transformer look away from every image after an epoch's training, and at them whole after another's."""
     train, epochs = common.train, []
 
     def looking_away(model, *args):
@@ -236,23 +236,27 @@ def collapse(monkeypatch, epoch):
         if epochs[-1] == f"epoch {epoch}":
             model.stn.fc_loc[-1].weight.data.zero_()
             model.stn.fc_loc[-1].bias.data = torch.tensor([1.0, 0, 50, 0, 1, 50])
+        if epochs[-1] == f"epoch {back}":
+            model.stn.fc_loc[-1].bias.data = torch.tensor([1.0, 0, 0, 0, 1, 0])
         return loss
 
     monkeypatch.setattr(common, "train", looking_away)
 
 
-def test_a_collapse_is_said_and_the_run_goes_on(folder, monkeypatch):
+@pytest.mark.parametrize("back", [None, 6])
+def test_a_collapse_is_said_and_the_run_goes_on(folder, monkeypatch, back):
     def patch():
-        collapse(monkeypatch, 3)
+        collapse(monkeypatch, 3, back)
         draw = common.draw_figure
         monkeypatch.setattr(common, "draw_figure", lambda *args: print("title:", args[-1]) or draw(*args))
 
     ended = run(folder.parent, *SEVEN, before=patch)
     titles = [line for line in ended.out.splitlines() if line.startswith("title:")]
-    assert len(titles) == 3 and ["COLLAPSED in epoch 3" in title for title in titles] == [False, True, True]
+    assert len(titles) == 3 and ["COLLAPSED in epoch 3" in title for title in titles] == [False, True, back is None]
     assert ended.code == 0 and ended.out.count("COLLAPSED IN EPOCH 3") == 1 and "collapsed 3" in ended.out
     assert json.loads((folder / "run.json").read_text())["collapsed"] == 3
-    assert read_metrics(folder)["stn/inside"][2:].tolist() == [0] * 5
+    inside = read_metrics(folder)["stn/inside"][2:]
+    assert (inside == 0).tolist() == ([True] * 5 if back is None else [True] * 3 + [False] * 2)
 
 
 def test_stop_on_collapse_ends_the_run_there_and_leaving_it_out_goes_on(folder, monkeypatch):
