@@ -189,6 +189,14 @@ def test_with_the_scale_of_normalization_sgd_fails_sooner():
     )
 
 
+def test_on_plain_digits_the_scale_creeps_up_and_nothing_dies():
+    ((history,),) = make_figures.histories_by_experiment("mnist").values()
+    assert len(history) == 100 and collapsed(history) is None and lost_solution(history) is None
+    best, first, last = make_figures.best_epoch(history)["test/accuracy"], history[0], history[-1]
+    assert f"It has {best:.1f} % at best and neither collapses nor loses" in README
+    assert f"from {first['stn/scale']:.2f} in epoch 1 to {last['stn/scale']:.2f} in epoch 100" in README
+
+
 def test_one_collapsed_transformer_moves_on_and_comes_back():
     still, back = {}, {}
     for number, histories in make_figures.histories_by_experiment().items():
