@@ -280,7 +280,7 @@ def collapsed(history):
 
     That is fewer than 8 of an image's 28 x 28 sampling points, on average over the test set. Not 0, because a
     transformer that keeps a few points of a few images in view learns as little: experiment 2 kept 18 of 7,840,000 to
-    the end. In assets/results.csv any bound from 0.003 to 0.08 gives the same epochs. A run can come back.
+    the end. In assets/results.csv any bound from 0.008 to 0.08 gives the same epochs. A run can come back.
     """
     return next((row["epoch"] for row in history if row["stn/inside"] < 0.01), None)
 

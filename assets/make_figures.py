@@ -12,6 +12,7 @@ import json
 import re
 import statistics
 import sys
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 
@@ -97,10 +98,10 @@ def read_published():
 
 
 def read_deaths():
-    """Returns {(experiment, seed): steps around the death of its transformer} of deaths.csv."""
+    """Returns {(experiment, seed, epoch): steps around the death of a transformer in it} of deaths.csv."""
     deaths = {}
     for row in read_rows(ASSETS / "deaths.csv"):
-        deaths.setdefault((int(row["experiment"]), int(row["seed"])), []).append(row)
+        deaths.setdefault((row["experiment"], row["seed"], row["epoch"]), []).append(row)
     return deaths
 
 
@@ -196,10 +197,12 @@ def steps_of_death(path):
         "scale": AXES["stn/scale"],
     }
     for axes, (name, label) in zip(panels.flat, names.items(), strict=True):
-        for (number, seed), rows in sorted(read_deaths().items()):
+        drawn = Counter()
+        for (number, seed, epoch), rows in sorted(read_deaths().items()):
             curve = [row["step"] for row in rows], [row[name] for row in rows]
-            style = {"color": COLORS[number], "linestyle": ("-", "--", ":")[seed % 3], "linewidth": 1}
-            axes.plot(*curve, **style, label=f"{NAMES[number]}, seed {seed}")
+            style = {"color": COLORS[number], "linestyle": ("-", "--", ":", "-.")[drawn[number] % 4], "linewidth": 1}
+            drawn[number] += 1
+            axes.plot(*curve, **style, label=f"{NAMES[number]}, seed {seed}, epoch {epoch}")
         axes.set_ylabel(label, fontsize=14)
         axes.tick_params(labelsize=12)
     panels[1, 1].set_yscale("log")
@@ -207,7 +210,7 @@ def steps_of_death(path):
     panels[1, 1].minorticks_off()
     for axes in panels[-1]:
         axes.set_xlabel("steps since the transformer died", fontsize=14)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=13)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=13)
     figure.savefig(path, dpi=100)
 
 

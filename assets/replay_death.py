@@ -1,10 +1,10 @@
 """Replays the epoch in which a run's transformer died, step by step, and adds it to deaths.csv, for make_figures.py:
 
-    python assets/replay_death.py classification_experiment_4 classification_experiment_1_seed1
+    python assets/replay_death.py RUN_FOLDER [EPOCH]
 
-That is the epoch in which the run collapsed or lost its solution, whichever comes first. A replay begins with the last
-weights that the run saved before, and SGD without momentum has no other state: on the machine of the run, with as many
-threads, it comes to the same numbers to the last bit, which is checked.
+Without EPOCH that is the one in which the run collapsed or lost its solution, whichever comes first. A replay begins
+with the last weights that the run saved before, and SGD without momentum has no other state: on the machine of the run,
+with as many threads, it comes to the same numbers to the last bit, which is checked.
 """
 
 import csv
@@ -69,27 +69,32 @@ def death(steps):
 
 
 def main():
-    if not sys.argv[1:]:
+    if len(sys.argv) not in (2, 3) or not all(map(str.isdigit, sys.argv[2:])):
         sys.exit(__doc__)
+    folder = Path(sys.argv[1])
+    run = json.loads((folder / "run.json").read_text())
+    history = common.load_state(folder / "checkpoint.pt")["history"]
+    epochs = [int(epoch) for epoch in sys.argv[2:]]
+    epochs = epochs or [event(history) for event in (common.collapsed, common.lost_solution) if event(history)]
+    if not epochs:
+        sys.exit(f"{folder}: this run has neither collapsed nor lost its solution")
+    epoch = min(epochs)
+    if not 1 <= epoch <= len(history):
+        sys.exit(f"{folder}: epoch {epoch} is not one of its {len(history)} epochs")
+    steps = replay(folder, epoch)
+    end = death(steps)  # steps are counted from here
+    if not end:
+        before = "in an earlier epoch" if end == 0 else "later or not at all"
+        sys.exit(f"{folder}: its transformer did not die in epoch {epoch}, but {before}: give the right one")
     path = ASSETS / "deaths.csv"
     rows = list(csv.reader(path.open()))[1:] if path.exists() else []
-    for folder in map(Path, sys.argv[1:]):
-        run = json.loads((folder / "run.json").read_text())
-        history = common.load_state(folder / "checkpoint.pt")["history"]
-        epochs = [event(history) for event in (common.collapsed, common.lost_solution) if event(history)]
-        if not epochs:
-            sys.exit(f"{folder}: this run has neither collapsed nor lost its solution")
-        steps = replay(folder, min(epochs))
-        end = death(steps)  # steps are counted from here
-        if end is None:
-            sys.exit(f"{folder}: it lost its solution in epoch {min(epochs)}, but its transformer did not die in it")
-        key = [run["experiment"].rpartition("_")[2], str(run["seed"])]
-        rows = [row for row in rows if row[:2] != key]
-        around = range(max(0, end - 200), min(len(steps), end + 201))
-        rows += [[*key, min(epochs), i - end, *(f"{value:.6g}" for value in steps[i].values())] for i in around]
-        rows.sort(key=lambda row: row[:2])
-        with open(path, "w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([("experiment", "seed", "epoch", "step", *MEASURES), *rows])
+    key = [run["experiment"].rpartition("_")[2], str(run["seed"]), str(epoch)]
+    rows = [row for row in rows if row[:3] != key]
+    around = range(max(0, end - 200), min(len(steps), end + 201))
+    rows += [[*key, i - end, *(f"{value:.6g}" for value in steps[i].values())] for i in around]
+    rows.sort(key=lambda row: [int(number) for number in row[:3]])
+    with open(path, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("experiment", "seed", "epoch", "step", *MEASURES), *rows])
 
 
 if __name__ == "__main__":
