@@ -4,7 +4,7 @@ import csv
 import shutil
 import statistics
 import sys
-from itertools import pairwise, product
+from itertools import combinations, pairwise, product
 
 import pytest
 import torch
@@ -183,7 +183,9 @@ def test_a_transformer_dies_off_the_image_or_with_its_hidden_units():
     assert (
         f"the active ones fall from {100 * min(last_active):.0f} to {100 * max(last_active):.0f} % to under 1" in README
     )
-    assert no_gradient[6, 1, 10] == 0
+    last = make_figures.read_deaths()[6, 1, 10]
+    assert all(step[replay_death.MEASURES[-1]] > 0 for step in last if step["step"] >= 0)
+    assert f"is 0 in none of the {last[-1]['step']} steps that were recorded after" in README
 
 
 def test_with_the_scale_of_normalization_sgd_fails_sooner():
@@ -202,6 +204,27 @@ def test_with_the_scale_of_normalization_sgd_fails_sooner():
         f"(median {statistics.median(others)})"
     ) in README
     assert f"the one with it failed first in {sooner} of {len(pairs)}." in README
+
+    ties = sum(mine == theirs for mine, theirs in pairs)
+    far = abs(sooner + ties / 2 - len(pairs) / 2)  # of the Mann-Whitney U from its mean
+    rank = {
+        epoch: statistics.mean(i for i, other in enumerate(sorted(scaled + others)) if other == epoch)
+        for epoch in scaled + others
+    }
+    ranks = [rank[epoch] for epoch in scaled + others]
+    middle = len(scaled) * statistics.mean(ranks)
+    chance = [abs(sum(some) - middle) >= far - 1e-9 for some in combinations(ranks, len(scaled))]
+    assert (
+        f"{len(scaled)} runs with it and {len(others)} without would differ as much as these in 1 of "
+        f"{len(chance) / sum(chance):.0f} cases"
+    ) in README
+    lasting = make_figures.read_runs()
+    for number, seed in ((2, 2), (6, 2)):
+        history = lasting[number, seed, "cluttered", "full"][0]
+        scales = (
+            f"from {history[19]['stn/scale']:.2f} to {history[99]['stn/scale']:.2f} (experiment {number}, seed {seed})"
+        )
+        assert scales in README and not collapsed(history) and not lost_solution(history)
 
 
 def test_on_plain_digits_the_scale_creeps_up_and_nothing_dies():
