@@ -300,3 +300,31 @@ def test_a_replay_is_the_run_and_measures_its_gradients(whole_run, tmp_path):
     common.write_state(folder / "checkpoint.pt", checkpoint)
     with pytest.raises(SystemExit, match="another machine's run"):
         replay_death.replay(folder, 6)
+
+
+def test_a_replayed_death_is_added_to_the_others_and_one_of_a_run_that_lives_is_refused(
+    whole_run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(replay_death, "ASSETS", tmp_path)
+    monkeypatch.setattr(make_figures, "ASSETS", tmp_path)
+
+    def replay(*epoch):
+        monkeypatch.setattr(sys, "argv", ["replay_death.py", str(whole_run.folder), *epoch])
+        replay_death.main()
+
+    for epoch, line in ((), "neither collapsed nor"), (("8",), "not one of its 7"), (("6",), "did not die in epoch 6"):
+        with pytest.raises(SystemExit, match=line):
+            replay(*epoch)
+    with pytest.raises(SystemExit, match="RUN_FOLDER"):
+        replay("last")
+    assert not (tmp_path / "deaths.csv").exists()
+
+    monkeypatch.setattr(replay_death, "death", lambda steps: 2)
+    for epoch in ("6", "7", "6"):
+        replay(epoch)
+    deaths = make_figures.read_deaths()
+    number = int(whole_run.folder.name.split("_")[2])
+    assert [*deaths] == [(number, 0, 6), (number, 0, 7)]
+    assert [step["step"] for step in deaths[number, 0, 6]] == [-2, -1, 0, 1, 2, 3]
+    wanted = replay_death.replay(whole_run.folder, 6)[1]
+    assert {name: deaths[number, 0, 6][1][name] for name in replay_death.MEASURES} == pytest.approx(wanted, rel=1e-4)
