@@ -225,11 +225,15 @@ def each(events):
 
 
 def collapse(history):
-    """The epoch in which a run collapses, "4 to 70" where it comes back after that; None if it does neither."""
-    blind = blind_epochs(history)
-    if not blind or blind[-1] == len(history):
-        return collapsed(history)
-    return f"{blind[0]} to {blind[-1]}"
+    """When a run is collapsed: "31" from there to its end, "4 to 26 and 28" where it came back; None if it never is."""
+    spells = []
+    for epoch in blind_epochs(history):
+        if spells and spells[-1][-1] == epoch - 1:
+            spells[-1].append(epoch)
+        else:
+            spells.append([epoch])
+    ends = [f" to {spell[-1]}" if spell[-1] < len(history) else "" for spell in spells]
+    return " and ".join(f"{spell[0]}{end}" for spell, end in zip(spells, ends, strict=True)) or None
 
 
 def results_table(runs, plain, published):

@@ -66,6 +66,12 @@ def test_the_table_counts_every_seed():
     ]
 
 
+def test_a_run_may_collapse_more_than_once():
+    twice = COMES_BACK[:80] + [row | {"epoch": row["epoch"] + 77} for row in COMES_BACK[3:23]]
+    spells = [make_figures.collapse(history) for history in (LASTS, STOPPED, COMES_BACK, twice)]
+    assert spells == [None, "40", "4 to 70", "4 to 70 and 81"]
+
+
 def test_plain_digits_have_a_row_of_their_own_beside_no_published_run():
     published = make_figures.read_published()
     *_, cluttered, plain = make_figures.results_table({1: [STOPPED]}, {1: [LASTS]}, published).splitlines()
