@@ -1,4 +1,4 @@
-"""Makes the figures here and the README's table of results from results.csv and published_runs.csv, in seconds:
+"""Makes the figures here and the README's tables of results from results.csv and published_runs.csv, in seconds:
 
     python assets/make_figures.py
 
@@ -236,6 +236,13 @@ def collapse(history):
     return " and ".join(f"{spell[0]}{end}" for spell, end in zip(spells, ends, strict=True)) or None
 
 
+def stands_still(history):
+    """First epoch from which on scale and inside are the same to the run's end, or None if for under three epochs."""
+    seen = [(row["stn/scale"], row["stn/inside"]) for row in history]
+    first = next(i for i in range(len(seen)) if set(seen[i:]) == {seen[-1]})
+    return first + 1 if len(seen) - first >= 3 else None
+
+
 def results_table(runs, plain, published):
     """The README's table of results, in Markdown: `runs` on cluttered digits, `plain` ones, and the published."""
     lines = [
@@ -258,6 +265,38 @@ def results_table(runs, plain, published):
             median_and_range([row["stn/scale"] for row in best]),
             f"{max(row['test/accuracy'] for row in theirs):.2f}" if theirs else "",
             published_collapse(theirs) if theirs else "",
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def afterwards_table(runs):
+    """The README's table of what became of the runs that collapsed and were trained to their last epoch, in Markdown.
+
+    A run stands still from the epoch on from which its scale and inside are the same to its end, three epochs at least.
+    """
+    lines = [
+        "| run | collapsed in epoch | inside meanwhile | stands still from | best accuracy before, % | after, % |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (number, seed, dataset, digits), (history, _) in sorted(runs.items()):
+        blind = blind_epochs(history)
+        if not blind or len(history) < EPOCHS[number] or (dataset, digits) != ("cluttered", "full"):
+            continue
+        inside = [history[epoch - 1]["stn/inside"] for epoch in blind]
+        first = blind[0] - 1
+        back = next((i for i in range(first, len(history)) if i + 1 not in blind), None)
+        before, after = (
+            f"{best_epoch(rows)['test/accuracy']:.2f}" if rows else "-"
+            for rows in (history[:first], [] if back is None else history[back:])
+        )
+        cells = (
+            f"{number}, seed {seed}",
+            collapse(history),
+            " to ".join(dict.fromkeys(f"{bound:.1g}" for bound in (min(inside), max(inside)))),
+            stands_still(history) or "-",
+            before,
+            after,
         )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
@@ -287,21 +326,29 @@ def count(text, runs):
     return re.sub(rf"(experiments?\s\d[\d,\sand]*:\s)\d+ of \d+(\s(?:{words}))", counted, text)
 
 
+def with_numbers(readme):
+    """Returns the README's text with its tables and counts as results.csv has them."""
+    runs, plain = histories_by_experiment(), histories_by_experiment("mnist")
+    tables = {"results": results_table(runs, plain, read_published()), "afterwards": afterwards_table(read_runs())}
+    for name, table in tables.items():
+        head, tail = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        readme = re.sub(f"(?s){head}.*?{tail}", f"{head}{table}{tail}", readme)
+    return count(readme, runs)
+
+
 def main():
     if sys.argv[1:2] == ["collect"] and len(sys.argv) == 3:
         return collect(sys.argv[2])
     if sys.argv[1:]:
         sys.exit(__doc__)
-    runs, plain, published = histories_by_experiment(), histories_by_experiment("mnist"), read_published()
+    runs, published = histories_by_experiment(), read_published()
     for first, second in ((1, 2), (2, 3)):
         if first in runs and second in runs:
             compare(runs, (first, second), published, ASSETS / f"classification_experiment_{second}_vs_{first}.png")
     what_collapses(runs, ASSETS / "what_collapses.png")
     steps_of_death(ASSETS / "steps_of_death.png")
     readme = ROOT / "README.md"
-    head, _, rest = readme.read_text().partition("<!-- results -->\n")
-    _, mark, tail = rest.partition("<!-- end of results -->")
-    readme.write_text(count(f"{head}<!-- results -->\n{results_table(runs, plain, published)}{mark}{tail}", runs))
+    readme.write_text(with_numbers(readme.read_text()))
 
 
 if __name__ == "__main__":
