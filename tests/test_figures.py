@@ -214,7 +214,7 @@ def test_a_transformer_dies_off_the_image_or_with_its_hidden_units():
         ways.setdefault(silent, []).append(run)
     assert ways == {
         True: [(4, 2, 17), (5, 2, 56), (6, 0, 55), (6, 1, 76)],
-        False: [(1, 2, 42), (1, 3, 29), (4, 0, 32), (5, 0, 4), (5, 1, 4), (6, 1, 10)],
+        False: [(1, 2, 42), (1, 3, 29), (4, 0, 32), (4, 3, 33), (5, 0, 4), (5, 1, 4), (6, 1, 10)],
     }
     assert (
         f"the active ones fall from {100 * min(last_active):.0f} to {100 * max(last_active):.0f} % to under 1" in README
@@ -234,7 +234,7 @@ def test_with_the_scale_of_normalization_sgd_fails_sooner():
                 third[number in (1, 4, 5)].append(str(first[number in (1, 4, 5)][-1]))
     assert (
         "Seed 3 was run to check it, and agrees: with the scale its runs failed in epochs "
-        f"{' and '.join(third[True])}, without in {' and '.join(third[False])}."
+        f"{', '.join(third[True][:-1])} and {third[True][-1]}, without in {' and '.join(third[False])}."
     ) in README and max(map(int, third[True])) < min(map(int, third[False]))
     scaled, others = sorted(first[True]), sorted(first[False])
     pairs = list(product(scaled, others))
