@@ -271,12 +271,9 @@ def results_table(runs, plain, published):
 
 
 def afterwards_table(runs):
-    """The README's table of what became of the runs that collapsed and were trained to their last epoch, in Markdown.
-
-    A run stands still from the epoch on from which its scale and inside are the same to its end, three epochs at least.
-    """
+    """The README's table of what became of runs that collapsed and were trained to their last epoch, in Markdown."""
     lines = [
-        "| run | collapsed in epoch | inside meanwhile | stands still from | best accuracy before, % | after, % |",
+        "| run | collapsed in epoch | inside meanwhile | still from epoch | best accuracy before, % | after, % |",
         "|---|---|---|---|---|---|",
     ]
     for (number, seed, dataset, digits), (history, _) in sorted(runs.items()):
@@ -284,19 +281,14 @@ def afterwards_table(runs):
         if not blind or len(history) < EPOCHS[number] or (dataset, digits) != ("cluttered", "full"):
             continue
         inside = [history[epoch - 1]["stn/inside"] for epoch in blind]
-        first = blind[0] - 1
-        back = next((i for i in range(first, len(history)) if i + 1 not in blind), None)
-        before, after = (
-            f"{best_epoch(rows)['test/accuracy']:.2f}" if rows else "-"
-            for rows in (history[:first], [] if back is None else history[back:])
-        )
+        before = history[: blind[0] - 1]
+        after = [row for row in history[blind[0] :] if row["epoch"] not in blind]
         cells = (
             f"{number}, seed {seed}",
             collapse(history),
             " to ".join(dict.fromkeys(f"{bound:.1g}" for bound in (min(inside), max(inside)))),
             stands_still(history) or "-",
-            before,
-            after,
+            *(f"{best_epoch(rows)['test/accuracy']:.2f}" if rows else "-" for rows in (before, after)),
         )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
