@@ -9,9 +9,9 @@ import torch
 from common import run_experiment
 
 run_experiment(
-    "classification_experiment_3",
+    title="not normalized, Adam 0.0001",
     mean=0,
     std=1,
-    make_optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.0001),
+    make_optimizer=lambda model: torch.optim.Adam(model.parameters(), lr=0.0001),
     epochs=150,
 )

@@ -9,10 +9,10 @@ import torch
 from common import run_experiment
 
 run_experiment(
-    "classification_experiment_4",
+    title="normalized, filled with black, SGD 0.01",
     mean=0.1307,
     std=0.3081,
     fill=-0.1307 / 0.3081,
-    make_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01),
+    make_optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.01),
     epochs=100,
 )

@@ -9,9 +9,9 @@ import torch
 from common import run_experiment
 
 run_experiment(
-    "classification_experiment_5",
+    title="divided by std alone, SGD 0.01",
     mean=0,
     std=0.3081,
-    make_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01),
+    make_optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.01),
     epochs=100,
 )

@@ -9,9 +9,9 @@ import torch
 from common import run_experiment
 
 run_experiment(
-    "classification_experiment_7",
+    title="normalized, Adam 0.0001",
     mean=0.1307,
     std=0.3081,
-    make_optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.0001),
+    make_optimizer=lambda model: torch.optim.Adam(model.parameters(), lr=0.0001),
     epochs=150,
 )

@@ -1,21 +1,27 @@
-"""What the experiments share, in the order in which data flow: digits, canvases, batches, figure, history, files, run.
+"""What the experiments share, in the order in which data flow: digits, canvases, batches, figure, history, folder, run.
 
 A script calls `run_experiment` and nothing else.
 """
 
 import argparse
-import copy
 import ctypes
+import inspect
 import io
 import json
 import math
 import os
 import platform
+import shlex
+import shutil
 import signal
 import socket
+import ssl
 import sys
+import tempfile
 import threading
 import time
+import warnings
+from contextlib import contextmanager
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -32,9 +38,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from matplotlib.transforms import Bbox, TransformedBbox
 from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from torchvision.datasets.utils import check_integrity
-from tqdm import tqdm
+from tqdm import tqdm, trange
 
 import stn
 
@@ -42,11 +51,28 @@ BATCH_SIZE = 64
 FIGURE_EVERY = 5  # epochs
 CANVAS, PATCH, PATCHES = 60, 6, 8  # side of a canvas and of a clutter patch in pixels, patches on a canvas
 TRAIN_SEED, TEST_SEED = 0, 1  # of the canvases: they are the same in every run
+BAR = {"leave": False, "disable": None}  # of tqdm: none where stderr is no terminal
+TENSORBOARD_OPTIONS = "--port 7010 --samples_per_plugin images=1000"  # else it shows 10 figures of a run
 EMBEDDED = Path(__file__).parent / "assets" / "mnist_5k.npz"
 
 
 class RunError(Exception):
     """A failure that the user can mend; its message is one line that says how."""
+
+
+def one_line(error):
+    """What an error says, its lines joined, or its name if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def say(line, file=None):
+    """Prints a line between the progress bars; where nobody reads any more, the run goes on without."""
+    file = file or sys.stdout
+    try:
+        tqdm.write(line, file=file)
+        file.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 # --------------------------------------------------------------------------------------------------------------- digits
@@ -66,6 +92,25 @@ class MNIST(torchvision.datasets.MNIST):
         return all(check_integrity(Path(self.raw_folder, name), md5) for name, md5 in UNPACKED.items())
 
 
+def download_mnist(data_dir):
+    """Puts MNIST's files into `data_dir`, once they are whole: a download that fails leaves nothing there.
+
+    Raises what torchvision and the network raise, OSError if `data_dir` cannot be written.
+    """
+    socket.setdefaulttimeout(10)
+    raw = Path(data_dir, "MNIST", "raw")
+    with tempfile.TemporaryDirectory(prefix=".download", dir=data_dir) as beside:
+        fresh = Path(beside, "MNIST", "raw")
+        fresh.mkdir(parents=True)
+        for name, md5 in MNIST.resources:
+            if check_integrity(raw / name, md5):
+                shutil.copy(raw / name, fresh)  # to be unpacked only
+        MNIST(beside, download=True)
+        raw.mkdir(parents=True, exist_ok=True)
+        for path in fresh.iterdir():
+            path.replace(raw / path.name)
+
+
 def fetch_mnist(data_dir):
     """Returns MNIST's training and test set, downloaded into `data_dir` if they are not there.
 
@@ -78,19 +123,20 @@ def fetch_mnist(data_dir):
         pass  # not there, or not whole
     Path(data_dir).mkdir(parents=True, exist_ok=True)
     with FileLock(Path(data_dir, ".lock")):  # two first runs side by side: one fetches, the other waits
-        raw = Path(data_dir, "MNIST", "raw")
-        files = [*UNPACKED.items(), *MNIST.resources]
-        damaged = [raw / name for name, md5 in files if (raw / name).exists() and not check_integrity(raw / name, md5)]
-        socket.setdefaulttimeout(10)
         try:
-            return MNIST(data_dir, train=True, download=True), MNIST(data_dir, train=False)
-        except (RuntimeError, URLError, HTTPException, TimeoutError, ConnectionError) as error:
+            if not MNIST(data_dir, download=False)._check_exists():
+                download_mnist(data_dir)
+        except (RuntimeError, URLError, HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
+            files = [(Path(data_dir, "MNIST", "raw", name), md5) for name, md5 in [*UNPACKED.items(), *MNIST.resources]]
+            damaged = [path for path, md5 in files if path.exists() and not check_integrity(path, md5)]
+            reason = one_line(error)
             if damaged:
                 raise RunError(
                     f"{damaged[0]} is damaged (its MD5 is wrong) and no whole one can be downloaded: "
-                    "put a whole one there, or remove it, or choose another --data-dir"
+                    f"put a whole one there, or remove it, or choose another --data-dir ({reason})"
                 ) from error
-            raise ConnectionError(" ".join(str(error).split())) from error
+            raise ConnectionError(reason) from error
+    return MNIST(data_dir, train=True), MNIST(data_dir, train=False)
 
 
 def load_digits(data_dir, digits="auto"):
@@ -118,8 +164,11 @@ def load_digits(data_dir, digits="auto"):
                     f"MNIST is not in {data_dir} and cannot be downloaded: copy its files to {data_dir}/MNIST/raw, "
                     f"or use --digits embedded ({error})"
                 ) from error
-            line = f"!!! No MNIST in {data_dir}, and no network: going on with the 5,000 EMBEDDED digits !!!"
-            print("!" * len(line), line, "!" * len(line), sep="\n", file=sys.stderr)
+            line = (
+                f"!!! MNIST is not in {data_dir} and cannot be downloaded: going on with the 5,000 EMBEDDED digits !!!"
+            )
+            for part in ("!" * len(line), line, "!" * len(line), f"({error})"):
+                say(part, sys.stderr)
     with np.load(EMBEDDED) as file:
         images, labels = file["images"], file["labels"].astype(np.int64)
     return (images[:4000], labels[:4000]), (images[4000:], labels[4000:]), "embedded"
@@ -146,15 +195,15 @@ def clutter(images, patch_source, seed):
     highs = [CANVAS - side] * 2 + [len(patch_source), *[side - PATCH] * 2, *[CANVAS - PATCH] * 2] * PATCHES
     # drawn row by row, that is canvas by canvas
     randint = (np.random.default_rng(seed).random((count, len(highs))) * highs).astype(np.int64)
-    place, patches = randint[:, :2].T, randint[:, 2:].reshape(count, PATCHES, 5)
+    (top, left), patches = randint[:, :2].T, randint[:, 2:].reshape(count, PATCHES, 5)
 
     canvases, rows = np.zeros((count, CANVAS, CANVAS), np.uint8), np.arange(count)
     windows = sliding_window_view(patch_source, (PATCH, PATCH), axis=(1, 2))
     places = sliding_window_view(canvases, (PATCH, PATCH), axis=(1, 2), writeable=True)
-    for source, row, column, top, left in patches.transpose(1, 2, 0):
-        places[rows, top, left] = windows[source, row, column]
+    for source, row, column, y, x in patches.transpose(1, 2, 0):
+        places[rows, y, x] = windows[source, row, column]
     places = sliding_window_view(canvases, (side, side), axis=(1, 2), writeable=True)
-    places[rows, *place] = np.maximum(places[rows, *place], images)
+    places[rows, top, left] = np.maximum(places[rows, top, left], images)
     return np.minimum(canvases, 1, out=canvases)
 
 
@@ -185,39 +234,57 @@ def normalize(images, peak, mean, std):
     return images.float().div_(peak).sub_(mean).div_(std)
 
 
-def train(model, optimizer, images, labels, to_batch, title):
-    """Trains for one epoch and returns the mean loss over its images."""
+def train(model, optimizer, images, labels, to_batch, max_grad_norm=None):
+    """Trains for one epoch, with the gradient's norm clipped at `max_grad_norm` if that is given.
+
+    Returns the mean loss over the images, median and maximum of the steps' gradient norms before clipping (L2, of all
+    weights), and the fraction of steps that were clipped.
+    """
     model.train()
-    total = torch.zeros((), device=images.device)
+    total, norms = torch.zeros((), device=images.device), []
     order = torch.randperm(len(images)).to(images.device)
-    for index in tqdm(order.split(BATCH_SIZE), title, unit="batch", leave=False, disable=None):
+    for index in tqdm(order.split(BATCH_SIZE), unit="batch", **BAR):
         loss = F.cross_entropy(model(to_batch(images[index])), labels[index])
         optimizer.zero_grad()
         loss.backward()
+        if max_grad_norm:
+            norms.append(clip_grad_norm_(model.parameters(), max_grad_norm))
+        else:
+            norms.append(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
         optimizer.step()
         total += loss.detach() * len(index)  # no .item() here: it would wait for the device in every step
-    return total.item() / len(images)
+    norms = torch.stack(norms).cpu().numpy()
+    return {
+        "train/loss": total.item() / len(images),
+        "train/grad_norm": float(np.median(norms)),
+        "train/grad_norm_max": float(norms.max()),
+        "train/clipped": float((norms > (max_grad_norm or math.inf)).mean()),
+    }
 
 
 @torch.no_grad()
 def test(model, images, labels, to_batch):
-    """Returns loss, accuracy in percent, and the transformer's scale and inside, each the mean over all images."""
+    """Returns loss, accuracy in percent, and the transformer's scale, inside and spread, of all images at once."""
     model.eval()
-    total = torch.zeros(4, device=images.device)
-    for batch, target in zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True):
-        batch = to_batch(batch)
+    outputs = []
+    for batch in map(to_batch, images.split(BATCH_SIZE)):
         theta = model.stn.theta(batch)
-        logits = model.classifier(model.stn.sample(batch, theta))
-        loss, correct = F.cross_entropy(logits, target, reduction="sum"), (logits.argmax(1) == target).sum()
-        total += torch.stack([loss, correct, stn.scale(theta) * len(batch), stn.inside(theta) * len(batch)])
-    loss, correct, scale, inside = (value / len(images) for value in total.tolist())
-    return {"test/loss": loss, "test/accuracy": 100 * correct, "stn/scale": scale, "stn/inside": inside}
+        outputs.append((theta, model.classifier(model.stn.sample(batch, theta))))
+    theta, logits = map(torch.cat, zip(*outputs, strict=True))
+    return {
+        "test/loss": F.cross_entropy(logits, labels).item(),
+        "test/accuracy": 100 * (logits.argmax(1) == labels).double().mean().item(),
+        "stn/scale": stn.scale(theta).item(),
+        "stn/inside": stn.inside(theta).item(),
+        "stn/spread": stn.spread(theta).item(),
+    }
 
 
 # --------------------------------------------------------------------------------------------------------------- figure
 
-TILE, MARGIN, HEAD = 60, 9, 58  # pixels
-PANEL = 8 * TILE + 7  # 8 x 8 tiles with a line of one pixel between them
+SHOWN = 16  # images, four by four
+TILE, MARGIN, HEAD = 120, 9, 58  # pixels
+PANEL = 4 * TILE + 3  # tiles with a line of one pixel between them
 
 
 def outlines(theta, size):
@@ -229,14 +296,22 @@ def outlines(theta, size):
     return (corners @ theta.transpose(1, 2) + 1) * size / 2
 
 
+def add_polygon(axes, corners, color, tile):
+    """Draws the outline of corners (4, 2), clipped to the tile whose upper left corner is at `tile`; in pixels."""
+    polygon = Polygon(corners, fill=False, edgecolor=color, linewidth=1.5)
+    axes.add_patch(polygon).set_antialiased(False)
+    polygon.set_clip_box(TransformedBbox(Bbox([tile, tile + TILE]), axes.transData))
+
+
 @torch.no_grad()
 def draw_figure(model, images, to_batch, mean, std, title):
-    """Draws 64 images, where the transformer looks in them, and what the classifier sees, as uint8 (H, W, 3).
+    """Draws 16 images, where the transformer looks in them, and what the classifier sees, as uint8 (H, W, 3).
 
-    Tiles are enlarged by whole factors and outlines are not antialiased, which keeps the GIF small.
+    In the middle panel an image is half as large, so that a region that leaves it is seen leaving. Tiles are enlarged
+    by whole factors and outlines are not antialiased, which keeps the GIF small.
     """
     model.eval()
-    batch = to_batch(images)
+    batch = to_batch(images[:SHOWN])
     theta = model.stn.theta(batch)
     pair = batch, model.stn.sample(batch, theta)
     inputs, transformed = ((x * std + mean).clamp(0, 1)[:, 0].cpu().numpy() for x in pair)
@@ -247,20 +322,25 @@ def draw_figure(model, images, to_batch, mean, std, title):
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.text(MARGIN, 6, title, va="top", fontsize=13)
-    panels = {"Dataset images": inputs, "Learned transformations": inputs, "Transformed images": transformed}
-    for panel, (name, tiles) in enumerate(panels.items()):
-        left, zoom = MARGIN + panel * (PANEL + MARGIN), TILE // tiles.shape[-1]
+    panels = (
+        ("Dataset images", inputs, 1),
+        ("Learned transformations", inputs, 2),
+        ("Transformed images", transformed, 1),
+    )
+    for panel, (name, tiles, room) in enumerate(panels):
+        left, zoom = MARGIN + panel * (PANEL + MARGIN), TILE // room // tiles.shape[-1]
         side = zoom * tiles.shape[-1]
         mosaic = np.full((PANEL, PANEL), 0.35)
         axes.text(left, HEAD - 5, name, va="bottom", fontsize=11)
-        for i, tile in enumerate(tiles):
-            y, x = (np.array(divmod(i, 8)) * (TILE + 1) + (TILE - side) // 2).tolist()
-            mosaic[y : y + side, x : x + side] = tile.repeat(zoom, 0).repeat(zoom, 1)
-            if name == "Learned transformations":
-                corner = np.array([left + x, HEAD + y])
-                outline = Polygon(corner + zoom * polygons[i], fill=False, edgecolor="#ff8000", linewidth=1.5)
-                axes.add_patch(outline).set_antialiased(False)
-                outline.set_clip_box(TransformedBbox(Bbox([corner, corner + side]), axes.transData))
+        for i, image in enumerate(tiles):
+            y, x = (np.array(divmod(i, 4)) * (TILE + 1)).tolist()
+            if room > 1:
+                mosaic[y : y + TILE, x : x + TILE] = 0.2
+            corner, pad = np.array([left + x, HEAD + y]), (TILE - side) // 2
+            mosaic[y + pad : y + pad + side, x + pad : x + pad + side] = image.repeat(zoom, 0).repeat(zoom, 1)
+            if room > 1:
+                add_polygon(axes, corner + pad + side * np.array([[0, 0], [1, 0], [1, 1], [0, 1]]), "#777777", corner)
+                add_polygon(axes, corner + pad + zoom * polygons[i], "#ff8000", corner)
         extent = (left, left + PANEL, HEAD + PANEL, HEAD)
         axes.imshow(mosaic, "gray", vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
     axes.set(xlim=(0, width), ylim=(height, 0))  # pixels of the figure
@@ -272,32 +352,42 @@ def draw_figure(model, images, to_batch, mean, std, title):
 # ------------------------------------------------------------------------------------------------------ a run's history
 
 # a row of a history, and of metrics.csv, is an epoch and these
-TAGS = ("train/loss", "test/loss", "test/accuracy", "stn/scale", "stn/inside", "time/epoch_seconds")
+TAGS = ("train/loss", "test/loss", "test/accuracy", "stn/scale", "stn/inside", "stn/spread")
+TAGS += ("train/grad_norm", "train/grad_norm_max", "train/clipped", "time/epoch_seconds")
+LINE = (
+    "epoch {epoch:3}  loss {train/loss:.4g}, {test/loss:.4g}  accuracy {test/accuracy:.2f} %  scale {stn/scale:.3g}"
+    "  inside {stn/inside:.2g}  spread {stn/spread:.2g}  {time/epoch_seconds:.1f} s"
+)
 
 
-def collapsed(history):
+def collapsed(history, bound=0.05):
     """First epoch with `inside` under 0.05: the transformer sees next to nothing. None if there is none.
 
     That is fewer than 40 of an image's 28 x 28 sampling points, on average over the test set. Not 0, because a
-    transformer that keeps a corner of a few images in view learns as little. In assets/results.csv any bound from
-    0.03 to 0.08 gives the same epochs. A run can come back.
+    transformer that keeps a corner of a few images in view learns as little. A run can come back.
     """
-    return next((row["epoch"] for row in history if row["stn/inside"] < 0.05), None)
+    return next((row["epoch"] for row in history if row["stn/inside"] < bound), None)
 
 
-def lost_solution(history):
+def lost_solution(history, factor=1.5):
     """First epoch of five in a row with a train loss above 1.5 times its minimum until then. None if there are none."""
     lowest, above = math.inf, 0
     for row in history:
-        above = above + 1 if row["train/loss"] > 1.5 * lowest else 0
+        above = above + 1 if row["train/loss"] > factor * lowest else 0
         if above == 5:
             return row["epoch"] - 4
         lowest = min(lowest, row["train/loss"])
     return None
 
 
+def failed(history, bound=0.05, factor=1.5):
+    """First epoch in which a run collapsed or lost its solution. None if it did neither."""
+    events = collapsed(history, bound), lost_solution(history, factor)
+    return min((epoch for epoch in events if epoch is not None), default=None)
+
+
 def summarize(history):
-    """Best (picked on the test set) and last accuracy in percent, and the epochs of the two events."""
+    """Best (picked on the test set) and last accuracy in percent, and the epochs of the events."""
     best = max(history, key=lambda row: row["test/accuracy"], default={"epoch": None, "test/accuracy": None})
     return {
         "epoch": len(history),
@@ -306,10 +396,11 @@ def summarize(history):
         "last_accuracy": history[-1]["test/accuracy"] if history else None,
         "collapsed": collapsed(history),
         "lost_solution": lost_solution(history),
+        "failed": failed(history),
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------- files
+# --------------------------------------------------------------------------------------------------------------- folder
 
 
 def write(path, data):
@@ -329,31 +420,6 @@ def write_state(path, state):
     write(path, buffer.getvalue())
 
 
-def write_gif(path, frames):
-    """Writes frames, uint8 (H, W, 3), as an endless loop of half a second each."""
-    write(path, imageio.imwrite("<bytes>", frames, extension=".gif", duration=500, loop=0))
-
-
-def read_gif(path):
-    """Returns the frames of a GIF; none if it is lost or torn."""
-    try:
-        return list(imageio.imiter(path))
-    except (OSError, ValueError, EOFError, SyntaxError):  # as imageio and Pillow put it
-        return []
-
-
-def save_epoch(folder, writer, settings, history, model, optimizer):
-    """Writes what an epoch brought. The checkpoint comes last: an epoch that did not get so far is done again."""
-    for tag in TAGS if history else ():
-        writer.add_scalar(tag, history[-1][tag], len(history))
-    writer.flush()
-    table = [("epoch", *TAGS), *(row.values() for row in history)]
-    write(folder / "metrics.csv", "".join(",".join(map(str, line)) + "\n" for line in table).encode())
-    write(folder / "run.json", json.dumps(settings | summarize(history), indent=2).encode())
-    states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    write_state(folder / "checkpoint.pt", {"settings": settings, "epoch": len(history), "history": history, **states})
-
-
 def load_state(path):
     """Loads what `write_state` wrote, tensors to the CPU. Raises RunError if it is damaged."""
     try:
@@ -362,39 +428,154 @@ def load_state(path):
         raise RunError(f"{path} is damaged: put a whole one there, or remove the folder to start afresh") from error
 
 
-def load_checkpoint(path, settings, model, optimizer):
-    """Loads a checkpoint into model and optimizer, and returns the digits it was begun with and its history.
-
-    Raises RunError if it is damaged, or another run's than `settings` says, where digits "auto" means any.
-    """
-    checkpoint = load_state(path)
+def count_frames(path):
+    """Number of frames of a GIF, 0 if it is lost or torn."""
     try:
-        begun, history = checkpoint["settings"], checkpoint["history"]
-        wanted = settings | {"digits": begun["digits"]} if settings["digits"] == "auto" else settings
-        differs = [f"{key} is {begun[key]}, not {value}" for key, value in wanted.items() if begun[key] != value]
-        if not differs:
-            model.load_state_dict(checkpoint["model"])
-            optimizer.load_state_dict(checkpoint["optimizer"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RunError(f"{path} is of another format: put the right one there, or remove the folder") from error
-    if differs:
-        raise RunError(f"{path.parent} is another run's ({'; '.join(differs)}): remove it, or choose another --log-dir")
-    return begun["digits"], history
+        return sum(1 for _ in imageio.imiter(path))
+    except (OSError, ValueError, EOFError, SyntaxError):  # as imageio and Pillow put it
+        return 0
+
+
+class RunFolder:
+    """What a run leaves, and how it is found again: history, figures, weights, TensorBoard's events, checkpoint.
+
+    In a `with` statement it keeps other processes out. Every file is replaced as a whole, and the checkpoint is the
+    last of an epoch: an epoch that did not get so far is done again, to the same end.
+
+    Args:
+        path: the folder.
+        settings: dict of all that defines the run; a run begun with others is refused.
+        facts: dict of what else is worth knowing: title, epochs, machine and versions.
+    """
+
+    def __init__(self, path, settings, facts):
+        self.path, self.settings, self.facts = path, settings, facts
+        self.history, self.begun, self.writer = [], False, None
+        self.lock = FileLock(path / ".lock", timeout=0)
+
+    def __enter__(self):
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file where the run's folder goes: remove it, or choose another --log-dir")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock.acquire()
+        for name in ("figures", "weights"):
+            (self.path / name).mkdir(exist_ok=True)
+        return self
+
+    def __exit__(self, error, *_):
+        if self.writer and not error:
+            self.writer.close()
+        self.lock.release()
+
+    def headline(self, history):
+        """What the run is and where it stands, as the title of a figure."""
+        digits = " (embedded digits)" if self.settings["digits"] == "embedded" else ""
+        line = f"{self.path.name}{digits}: {self.facts['title']}, epoch {len(history)}"
+        line += f", accuracy {history[-1]['test/accuracy']:.2f} %" if history else ", before training"
+        return line + (f", COLLAPSED in epoch {collapsed(history)}" if collapsed(history[-1:]) else "")
+
+    def restore(self, model, optimizer):
+        """Loads the checkpoint, if there is one, into model, optimizer and history, and its digits for "auto".
+
+        Raises RunError if it is damaged or another run's.
+        """
+        path = self.path / "checkpoint.pt"
+        self.begun = path.exists()
+        if not self.begun:
+            return
+        checkpoint = load_state(path)
+        try:
+            begun, cpu = checkpoint["settings"], checkpoint["cpu"]
+            if self.settings["digits"] == "auto":
+                self.settings["digits"] = begun["digits"]
+            wanted = self.settings
+            differs = [f"{key} was {begun[key]}, is {wanted[key]}" for key in wanted if begun[key] != wanted[key]]
+            if not differs:
+                self.history = checkpoint["history"]
+                model.load_state_dict(checkpoint["model"])
+                optimizer.load_state_dict(checkpoint["optimizer"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RunError(f"{path} is of another format: put the right one there, or remove the folder") from error
+        if differs:
+            raise RunError(
+                f"{self.path} is another run's ({'; '.join(differs)}): remove it, or choose another --log-dir"
+            )
+        self.facts["cpu"] = cpu if cpu.endswith(self.facts["cpu"]) else f"{cpu}, then {self.facts['cpu']}"
+
+    def open_events(self):
+        """Begins TensorBoard's events, or goes on with them after the last epoch, with the run's settings."""
+        self.writer = SummaryWriter(self.path, purge_step=len(self.history) + 1 if self.begun else 0)
+        settings = {"title": self.facts["title"]} | {k: "none" if v is None else v for k, v in self.settings.items()}
+        outcome = dict.fromkeys(("outcome/best_accuracy", "outcome/failed_in_epoch", "stn/scale"), 0)
+        for summary in hparams(settings, outcome):  # add_hparams would make a run of its own
+            self.writer.file_writer.add_summary(summary)
+        rows = "".join(f"|{key}|{value}|\n" for key, value in (self.settings | self.facts).items())
+        self.writer.add_text("run", f"|setting|value|\n|-|-|\n{rows}", len(self.history))
+
+    def figures(self):
+        """The figures up to the last epoch, in the order of their numbers."""
+        paths = sorted((self.path / "figures").glob("*.png"), key=lambda path: int(path.stem))
+        return [path for path in paths if int(path.stem) <= len(self.history)]
+
+    def write_gif(self):
+        """Makes the GIF of the figures, an endless loop of half a second each; one at a time is in memory."""
+        first, *others = self.figures()
+        frames = (Image.fromarray(imageio.imread(path)) for path in others)
+        options = {"extension": ".gif", "duration": 500, "loop": 0, "save_all": True, "append_images": frames}
+        write(self.path / "progress.gif", imageio.imwrite("<bytes>", imageio.imread(first), **options))
+
+    def mend_gif(self):
+        """Makes the GIF again if it is lost, torn or behind."""
+        if self.figures() and count_frames(self.path / "progress.gif") != len(self.figures()):
+            self.write_gif()
+
+    def save_epoch(self, history, model, optimizer, figure=None):
+        """Writes what an epoch brought, the last of `history`, and its figure, uint8 (H, W, 3), if there is one."""
+        epoch = len(history)
+        if figure is not None:
+            write(self.path / "figures" / f"{epoch:03}.png", imageio.imwrite("<bytes>", figure, extension=".png"))
+            write_state(self.path / "weights" / f"{epoch:03}.pt", model.state_dict())
+            self.writer.add_image("progress", figure, epoch, dataformats="HWC")
+        summary = summarize(history)
+        outcome = {"outcome/best_accuracy": summary["best_accuracy"], "outcome/failed_in_epoch": summary["failed"]}
+        scalars = (history[-1] | outcome) if history else {}
+        for tag, value in scalars.items():
+            if tag != "epoch" and value is not None:
+                self.writer.add_scalar(tag, value, epoch)
+        self.writer.flush()
+        table = [("epoch", *TAGS), *([row["epoch"], *(row[tag] for tag in TAGS)] for row in history)]
+        write(self.path / "metrics.csv", "".join(",".join(map(str, line)) + "\n" for line in table).encode())
+        write(self.path / "run.json", json.dumps(self.settings | self.facts | summary, indent=2).encode())
+        states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+        states |= {"settings": self.settings, "cpu": self.facts["cpu"], "epoch": epoch}
+        write_state(self.path / "checkpoint.pt", states)
+        self.history = history
+        if figure is not None:
+            self.write_gif()
 
 
 # ------------------------------------------------------------------------------------------------------------------ run
 
 
-def parse_arguments(name, epochs):
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the script's docstring as it stands, and the options' defaults."""
+
+
+def parse_arguments(name, description, epochs, dataset):
     """Parses the command line; ends in one line on stderr and exit code 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         prog=f"{name}.py",
-        description="Runs the experiment, or goes on with it where it stopped. To start afresh, remove its folder.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=description,
+        epilog="The same command goes on where it stopped. To start afresh, remove the run's folder.",
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (--help lists all options)\n")
-    gpus = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gpus = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
+    for warning in caught:  # such as a driver that is too old
+        say(f"going on with --device cpu, since a GPU cannot be used: {one_line(warning.message)}", sys.stderr)
     devices = [*gpus, "cpu", *["mps"] * torch.backends.mps.is_available()]
     option = parser.add_argument
     option("--epochs", type=int, default=epochs, help="train up to this epoch")
@@ -402,7 +583,7 @@ def parse_arguments(name, epochs):
     option("--device", choices=devices, default=devices[0], help="of those on this machine")
     option("--data-dir", default="data", help="folder of MNIST's files, downloaded into if need be")
     option("--digits", choices=["auto", "full", "embedded"], default="auto", help="MNIST, or the 5,000 in assets")
-    option("--dataset", choices=["cluttered", "mnist"], default="cluttered", help="60 x 60, or plain digits, 28 x 28")
+    option("--dataset", choices=["cluttered", "mnist"], default=dataset, help="60 x 60, or plain digits, 28 x 28")
     option("--limit", type=int, default=60000, help="train on the first N images, test on N/6")
     option("--log-dir", default=".", help="folder that run folders go into")
     option("--stop-on-collapse", action="store_true", help="end the run once the transformer sees nothing but fill")
@@ -413,102 +594,101 @@ def parse_arguments(name, epochs):
     return args
 
 
-def run(args, folder, settings, make_optimizer, history):
-    """Trains from the checkpoint in `folder`, or from the start, to the end; `history` grows by a row an epoch."""
-    torch.manual_seed(10_000 * args.seed)
-    model = stn.STNClassifier(in_size=60 if args.dataset == "cluttered" else 28, fill=settings["fill"])
-    model.to(args.device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(model.parameters())
-    numbers = {k: v for k, v in optimizer.defaults.items() if v and type(v) in (int, float, tuple)}
-    settings["optimizer"] = f"{type(optimizer).__name__}({', '.join(f'{k}={v}' for k, v in numbers.items())})"
+def parts(module, held, name=""):
+    """Names of the largest parts of a network whose parameters are all among those `held`, a set of ids."""
+    own = {id(parameter) for parameter in module.parameters()}
+    if own and own <= held:
+        return [name]
+    dot = name and name + "."
+    names = [dot + key for key, parameter in module.named_parameters(recurse=False) if id(parameter) in held]
+    return sum((parts(child, held, dot + key) for key, child in module.named_children()), names)
 
-    def finished(history):
-        return len(history) >= args.epochs or (args.stop_on_collapse and collapsed(history) is not None)
 
-    begun = (folder / "checkpoint.pt").exists()
-    if begun:
-        settings["digits"], history[:] = load_checkpoint(folder / "checkpoint.pt", settings, model, optimizer)
-    saved = [path for path in sorted(folder.glob("weights_*.pt")) if begun and int(path.stem[8:]) <= len(history)]
-    frames = read_gif(folder / "progress.gif")
-    if begun and finished(history) and len(frames) == len(saved):
-        return
+def describe_optimizer(optimizer, model):
+    """Its class, and each parameter group's options that are not the class's defaults, and what the group holds."""
+    defaults, groups = inspect.signature(type(optimizer)).parameters, []
+    for group in optimizer.param_groups:
+        known = [key for key in group if key in defaults and key != "lr" and group[key] == defaults[key].default]
+        options = ", ".join(f"{key}={value}" for key, value in group.items() if key not in ["params", *known])
+        held = ", ".join(parts(model, {id(parameter) for parameter in group["params"]}))
+        groups.append(f"{options} on {held}" if held else options)
+    return f"{type(optimizer).__name__}({'; '.join(groups)})"
 
-    *sets, settings["digits"] = load_canvases(args.dataset, args.data_dir, settings["digits"], args.limit)
+
+def describe_machine(device):
+    """Device, CPU, threads and versions. On Linux the CPU with family and model, which tell clouds' apart."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        info = dict(map(str.strip, line.split(":", 1)) for line in lines)
+        cpu = f"{info['model name']} (family {info['cpu family']}, model {info['model']})"
+    except (OSError, KeyError, ValueError):
+        cpu = platform.processor() or platform.machine()
+    name = f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
+    facts = {"device": name, "cpu": cpu, "threads": torch.get_num_threads(), "python": platform.python_version()}
+    return facts | {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
+
+
+def describe_transformer(transformer):
+    """The class's name, and its source where it is a script's own."""
+    own = transformer.__module__ != stn.__name__
+    return " ".join(inspect.getsource(transformer).split()) if own else transformer.__name__
+
+
+def finished(history, args):
+    """Whether a run has come to the end that was asked for."""
+    return len(history) >= args.epochs or (args.stop_on_collapse and collapsed(history) is not None)
+
+
+def run(args, folder, model, optimizer, max_grad_norm):
+    """Trains from the folder's last epoch, or from the start, to the end that was asked for."""
+    mean, std, digits = (folder.settings[key] for key in ("mean", "std", "digits"))
+    *sets, folder.settings["digits"] = load_canvases(args.dataset, args.data_dir, digits, args.limit)
     train_set, test_set = ([tensor.to(args.device) for tensor in tensors] for tensors in sets)
-    mean, std = settings["mean"], settings["std"]
     to_batch = partial(normalize, peak=1 if args.dataset == "cluttered" else 255, mean=mean, std=std)
 
-    def draw(model, history):
-        title = f"{folder.name}{' (embedded digits)' if settings['digits'] == 'embedded' else ''}, epoch {len(history)}"
-        title += f", accuracy {history[-1]['test/accuracy']:.2f} %" if history else ", before training"
-        title += f", COLLAPSED in epoch {collapsed(history)}" if collapsed(history[-1:]) else ""
-        return draw_figure(model, test_set[0][:64], to_batch, mean, std, title)
+    def draw(history):
+        return draw_figure(model, test_set[0], to_batch, mean, std, folder.headline(history))
 
-    if len(frames) != len(saved):  # the GIF is lost, torn, or ahead of the checkpoint
-        frames, then = [], copy.deepcopy(model)
-        for path in saved:
-            then.load_state_dict(load_state(path))
-            frames.append(draw(then, history[: int(path.stem[8:])]))
-        if frames:
-            write_gif(folder / "progress.gif", frames)
-        if begun and finished(history):
-            return
-
-    settings |= {"device": args.device, "threads": torch.get_num_threads(), "python": platform.python_version()}
-    settings |= {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
-    writer = SummaryWriter(folder, purge_step=len(history) + 1 if begun else 0)
-    rows = "".join(f"|{key}|{value}|\n" for key, value in settings.items())
-    writer.add_text("run", f"|setting|value|\n|-|-|\n{rows}", len(history))
-
-    def show(history):
-        frames.append(draw(model, history))
-        writer.add_image("progress", frames[-1], len(history), dataformats="HWC")
-        write_state(folder / f"weights_{len(history):03}.pt", model.state_dict())
-        write_gif(folder / "progress.gif", frames)
-
-    print(f"{folder}: {settings['digits']} digits, {args.device}, epoch {len(history)} of {args.epochs}", flush=True)
-    if not begun:
-        show(history)
-        save_epoch(folder, writer, settings, history, model, optimizer)
-    while not finished(history):
-        epoch, started = len(history) + 1, time.perf_counter()
+    folder.open_events()
+    if not folder.begun:
+        folder.save_epoch([], model, optimizer, draw([]))
+    say(f"{folder.headline(folder.history)}, of {args.epochs}, on {folder.facts['device']}")
+    begun = len(folder.history)
+    for epoch in trange(begun + 1, args.epochs + 1, initial=begun, total=args.epochs, unit="epoch", **BAR):
         torch.manual_seed(10_000 * args.seed + epoch)  # so that going on needs no random state
-        row = {"epoch": epoch, "train/loss": train(model, optimizer, *train_set, to_batch, f"epoch {epoch}")}
+        started = time.perf_counter()
+        row = {"epoch": epoch}
+        row |= train(model, optimizer, *train_set, to_batch, max_grad_norm)
         row |= test(model, *test_set, to_batch)
-        if not math.isfinite(row["train/loss"] + row["test/loss"]):
-            raise RunError(f"the loss is not finite in epoch {epoch}; {folder} keeps everything up to the epoch before")
         row["time/epoch_seconds"] = time.perf_counter() - started
-        rows = [*history, row]
-        if epoch % FIGURE_EVERY == 0 or finished(rows):
-            show(rows)
-        save_epoch(folder, writer, settings, rows, model, optimizer)
-        history.append(row)
-        print(f"epoch {epoch:3}/{args.epochs}", *(f" {tag} {row[tag]:.4g}" for tag in TAGS), flush=True)
+        if not math.isfinite(row["train/loss"] + row["test/loss"]):
+            raise RunError(f"the loss is not finite in epoch {epoch}; {folder.path} keeps everything up to then")
+
+        history = [*folder.history, row]
+        last = finished(history, args)
+        folder.save_epoch(history, model, optimizer, draw(history) if last or epoch % FIGURE_EVERY == 0 else None)
+        say(LINE.format_map(row))
         for event in (collapsed, lost_solution):
             if event(history) and not event(history[:-1]):
-                print(f"{event.__name__.upper()} IN EPOCH {event(history)}".replace("_", " ITS "), flush=True)
-    writer.close()
+                say(f"{event.__name__.upper()} IN EPOCH {event(history)}".replace("_", " ITS "))
+        if last:
+            break
 
 
-def run_experiment(name, mean, std, make_optimizer, epochs, fill=0.0):
-    """Runs an experiment as the command line says. The one call of an experiment's script.
+# -------------------------------------------------------------------------------------------------- a script's one call
 
-    Args:
-        name: of the experiment, and of the folder that it writes.
-        mean, std: the network sees (image - mean) / std of images in [0, 1].
-        make_optimizer: called with the network's parameters, returns their torch.optim.Optimizer.
-        epochs: to train for, unless --epochs says otherwise.
-        fill: value that the transformer samples outside the normalized image.
 
-    Raises SystemExit after one line on stderr: with code 2 for wrong arguments, 1 for what else a user can mend, 130
-    for SIGINT and 143 for SIGTERM.
-    """
-    args, history = parse_arguments(name, epochs), []
-    settings = {"experiment": name, "mean": mean, "std": std, "fill": fill, "batch_size": BATCH_SIZE}
-    settings |= {key: getattr(args, key) for key in ("dataset", "digits", "limit", "seed")}
-    folder = name + "_mnist" * (args.dataset == "mnist")
-    folder += (f"_seed{args.seed}" if args.seed else "") + (f"_limit{args.limit}" if args.limit != 60000 else "")
-    folder = Path(args.log_dir, folder)
+def mend_streams():
+    """Gives a closed stdout or stderr somewhere to write to, and lets both show what their encoding cannot."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def errors_in_one_line(name, folder, device):
+    """Turns what a user can mend into a line on stderr and an exit code; what is wrong with the program passes."""
 
     def interrupt(signum, _):
         raise KeyboardInterrupt(signum)
@@ -517,21 +697,79 @@ def run_experiment(name, mean, std, make_optimizer, epochs, fill=0.0):
     signal.signal(signal.SIGTERM, interrupt)
     threading.excepthook = lambda _: None  # TensorBoard's writer thread: flush() raises its errors again, here
     try:
-        if folder.exists() and not folder.is_dir():
-            raise RunError(f"{folder} is a file where the run's folder goes: remove it, or choose another --log-dir")
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            run(args, folder, settings, make_optimizer, history)
+        yield
     except KeyboardInterrupt as stop:
-        epoch = len(history)
-        print(f"stopped in epoch {epoch + 1}: the same command goes on after epoch {epoch}", file=sys.stderr)
+        epoch = len(folder.history)
+        say(f"stopped in epoch {epoch + 1}: the same command goes on after epoch {epoch}", sys.stderr)
         sys.exit(128 + stop.args[0])
     except Timeout:
-        sys.exit(f"{name}.py: error: another process is running in {folder}: wait for it, or choose another --log-dir")
+        sys.exit(
+            f"{name}.py: error: another process is running in {folder.path}: wait for it, or choose another --log-dir; "
+            f"if none is, on no machine (it was killed where the file system has no flock), remove {folder.path}/.lock"
+        )
     except RunError as error:
         sys.exit(f"{name}.py: error: {error}")
     except OSError as error:
-        sys.exit(f"{name}.py: error: {error}: mend this, and the same command goes on after epoch {len(history)}")
-    end = {key: value for key, value in summarize(history).items() if value is not None}
-    print("finished:", ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in end.items()))
-    print(f"files: {folder}, curves: tensorboard --logdir {args.log_dir} --port 7010")
+        epoch = len(folder.history)
+        sys.exit(f"{name}.py: error: {error}: mend this, and the same command goes on after epoch {epoch}")
+    except RuntimeError as error:  # such as no memory left, or a GPU that is too old for this torch
+        if device == "cpu":
+            raise
+        sys.exit(f"{name}.py: error: {device} cannot be used: {one_line(error)}: mend this, or use --device cpu")
+
+
+def run_experiment(
+    *,
+    title,
+    mean,
+    std,
+    make_optimizer,
+    epochs,
+    fill=0.0,
+    transformer=stn.SpatialTransformer,
+    max_grad_norm=None,
+    dataset="cluttered",
+    variant=None,
+):
+    """Runs an experiment as the command line says. The one call of a script, which names the experiment.
+
+    Args:
+        title: what sets the experiment apart, short enough for a legend.
+        mean, std: the network sees (image - mean) / std of images in [0, 1].
+        make_optimizer: called with the `stn.STNClassifier`, returns its torch.optim.Optimizer.
+        epochs: to train for, unless --epochs says otherwise.
+        fill: value that the transformer samples outside the normalized image.
+        transformer: class of the transformer, called like `stn.SpatialTransformer`.
+        max_grad_norm: bound of the norm of the whole gradient, by `clip_grad_norm_`; None for none.
+        dataset: "cluttered" or "mnist", unless --dataset says otherwise.
+        variant: what tells the runs of a script that makes several apart, part of the folder's name.
+
+    Raises SystemExit after one line on stderr: with code 2 for wrong arguments, 1 for what else a user can mend, 130
+    for SIGINT and 143 for SIGTERM.
+    """
+    mend_streams()
+    script = inspect.currentframe().f_back.f_globals
+    name = Path(script["__file__"]).stem
+    args = parse_arguments(name, script["__doc__"], epochs, dataset)
+    settings = {"experiment": name, "variant": variant, "mean": mean, "std": std, "fill": fill, "optimizer": None}
+    settings |= {"transformer": describe_transformer(transformer), "max_grad_norm": max_grad_norm}
+    settings |= {key: getattr(args, key) for key in ("dataset", "digits", "limit", "seed")} | {"batch_size": BATCH_SIZE}
+    other = (variant, args.dataset != dataset and args.dataset, args.seed and f"seed{args.seed}")
+    other += (args.limit != 60000 and f"limit{args.limit}",)
+    path = Path(args.log_dir, "_".join([name, *(str(part) for part in other if part)]))
+    folder = RunFolder(path, settings, {"title": title, "epochs": args.epochs})
+    with errors_in_one_line(name, folder, args.device), folder:
+        torch.manual_seed(10_000 * args.seed)
+        model = stn.STNClassifier(60 if args.dataset == "cluttered" else 28, fill, transformer)
+        model.to(args.device, memory_format=torch.channels_last)
+        optimizer = make_optimizer(model)
+        settings["optimizer"] = describe_optimizer(optimizer, model)
+        folder.facts |= describe_machine(args.device)
+        folder.restore(model, optimizer)
+        folder.mend_gif()
+        if not finished(folder.history, args):
+            run(args, folder, model, optimizer, max_grad_norm)
+    end = {key: value for key, value in summarize(folder.history).items() if value is not None}
+    say("finished: " + ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in end.items()))
+    logs = shlex.quote(args.log_dir)
+    say(f"files: {shlex.quote(str(path))}, curves: tensorboard --logdir {logs} {TENSORBOARD_OPTIONS}")

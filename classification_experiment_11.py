@@ -1,0 +1,17 @@
+"""Experiment 11: with input normalization, the gradient's norm clipped at 1.
+
+A cure: does experiment 1 last if no step is large? (Most of its gradients have a norm of 9 to 10.)
+"""
+
+import torch
+
+from common import run_experiment
+
+run_experiment(
+    title="normalized, SGD 0.01, clipped at 1",
+    mean=0.1307,
+    std=0.3081,
+    make_optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.01),
+    epochs=100,
+    max_grad_norm=1,
+)

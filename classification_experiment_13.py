@@ -1,0 +1,24 @@
+"""Experiment 13: with input normalization, theta squashed by tanh.
+
+A cure: does experiment 1 last if the sampled region cannot leave the image? (It starts zoomed in: tanh(1) = 0.76.)
+"""
+
+import torch
+
+from common import run_experiment
+from stn import SpatialTransformer
+
+
+class Squashed(SpatialTransformer):
+    def theta(self, images):
+        return super().theta(images).tanh()
+
+
+run_experiment(
+    title="normalized, SGD 0.01, theta through tanh",
+    mean=0.1307,
+    std=0.3081,
+    make_optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.01),
+    epochs=100,
+    transformer=Squashed,
+)

@@ -1,0 +1,16 @@
+"""Experiment 9: with input normalization, Adam at PyTorch's default learning rate.
+
+Experiment 7 lasts with Adam at 0.0001: is it Adam, or its learning rate?
+"""
+
+import torch
+
+from common import run_experiment
+
+run_experiment(
+    title="normalized, Adam 0.001",
+    mean=0.1307,
+    std=0.3081,
+    make_optimizer=lambda model: torch.optim.Adam(model.parameters(), lr=0.001),
+    epochs=100,
+)
