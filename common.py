@@ -15,7 +15,6 @@ import shlex
 import shutil
 import signal
 import socket
-import ssl
 import sys
 import tempfile
 import threading
@@ -92,50 +91,43 @@ class MNIST(torchvision.datasets.MNIST):
         return all(check_integrity(Path(self.raw_folder, name), md5) for name, md5 in UNPACKED.items())
 
 
-def download_mnist(data_dir):
-    """Puts MNIST's files into `data_dir`, once they are whole: a download that fails leaves nothing there.
+def fetch_mnist(data_dir):
+    """Returns MNIST's training and test set, downloaded into `data_dir` if they are not there.
 
-    Raises what torchvision and the network raise, OSError if `data_dir` cannot be written.
+    A download that fails leaves nothing there: files are put in place once all are whole. Raises ConnectionError if
+    there are none and none are to be had, RunError if what is there is damaged and no whole file is to be had instead,
+    OSError if `data_dir` cannot be written.
     """
-    socket.setdefaulttimeout(10)
+    try:
+        return MNIST(data_dir, train=True), MNIST(data_dir, train=False)  # writes nothing: the folder may be read-only
+    except RuntimeError:
+        pass  # not there, or not whole
     raw = Path(data_dir, "MNIST", "raw")
+    damaged = [
+        raw / name
+        for name, md5 in [*UNPACKED.items(), *MNIST.resources]
+        if (raw / name).exists() and not check_integrity(raw / name, md5)
+    ]
+    Path(data_dir).mkdir(parents=True, exist_ok=True)
+    socket.setdefaulttimeout(10)
     with tempfile.TemporaryDirectory(prefix=".download", dir=data_dir) as beside:
         fresh = Path(beside, "MNIST", "raw")
         fresh.mkdir(parents=True)
         for name, md5 in MNIST.resources:
             if check_integrity(raw / name, md5):
                 shutil.copy(raw / name, fresh)  # to be unpacked only
-        MNIST(beside, download=True)
-        raw.mkdir(parents=True, exist_ok=True)
-        for path in fresh.iterdir():
-            path.replace(raw / path.name)
-
-
-def fetch_mnist(data_dir):
-    """Returns MNIST's training and test set, downloaded into `data_dir` if they are not there.
-
-    Raises ConnectionError if they are neither there nor to be had, RunError if what is there is damaged and no whole
-    file is to be had instead, OSError if `data_dir` cannot be written.
-    """
-    try:
-        return MNIST(data_dir, train=True), MNIST(data_dir, train=False)  # writes nothing: the folder may be read-only
-    except RuntimeError:
-        pass  # not there, or not whole
-    Path(data_dir).mkdir(parents=True, exist_ok=True)
-    with FileLock(Path(data_dir, ".lock")):  # two first runs side by side: one fetches, the other waits
         try:
-            if not MNIST(data_dir, download=False)._check_exists():
-                download_mnist(data_dir)
-        except (RuntimeError, URLError, HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
-            files = [(Path(data_dir, "MNIST", "raw", name), md5) for name, md5 in [*UNPACKED.items(), *MNIST.resources]]
-            damaged = [path for path, md5 in files if path.exists() and not check_integrity(path, md5)]
-            reason = one_line(error)
+            MNIST(beside, download=True)
+        except (RuntimeError, URLError, HTTPException, TimeoutError, ConnectionError) as error:
             if damaged:
                 raise RunError(
                     f"{damaged[0]} is damaged (its MD5 is wrong) and no whole one can be downloaded: "
-                    f"put a whole one there, or remove it, or choose another --data-dir ({reason})"
+                    f"put a whole one there, or remove it, or choose another --data-dir ({one_line(error)})"
                 ) from error
-            raise ConnectionError(reason) from error
+            raise ConnectionError(one_line(error)) from error
+        raw.mkdir(parents=True, exist_ok=True)
+        for path in fresh.iterdir():
+            path.replace(raw / path.name)  # whole, whoever else does the same meanwhile
     return MNIST(data_dir, train=True), MNIST(data_dir, train=False)
 
 
@@ -628,12 +620,6 @@ def describe_machine(device):
     return facts | {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
 
 
-def describe_transformer(transformer):
-    """The class's name, and its source where it is a script's own."""
-    own = transformer.__module__ != stn.__name__
-    return " ".join(inspect.getsource(transformer).split()) if own else transformer.__name__
-
-
 def finished(history, args):
     """Whether a run has come to the end that was asked for."""
     return len(history) >= args.epochs or (args.stop_on_collapse and collapsed(history) is not None)
@@ -751,9 +737,11 @@ def run_experiment(
     script = inspect.currentframe().f_back.f_globals
     name = Path(script["__file__"]).stem
     args = parse_arguments(name, script["__doc__"], epochs, dataset)
+    own = transformer.__module__ != stn.__name__  # then its source tells what it does
+    look = " ".join(inspect.getsource(transformer).split()) if own else transformer.__name__
     settings = {"experiment": name, "variant": variant, "mean": mean, "std": std, "fill": fill, "optimizer": None}
-    settings |= {"transformer": describe_transformer(transformer), "max_grad_norm": max_grad_norm}
-    settings |= {key: getattr(args, key) for key in ("dataset", "digits", "limit", "seed")} | {"batch_size": BATCH_SIZE}
+    settings |= {"transformer": look, "max_grad_norm": max_grad_norm, "batch_size": BATCH_SIZE}
+    settings |= {key: getattr(args, key) for key in ("dataset", "digits", "limit", "seed")}
     other = (variant, args.dataset != dataset and args.dataset, args.seed and f"seed{args.seed}")
     other += (args.limit != 60000 and f"limit{args.limit}",)
     path = Path(args.log_dir, "_".join([name, *(str(part) for part in other if part)]))
