@@ -414,8 +414,9 @@ def write_state(path, state):
 
 def load_state(path):
     """Loads what `write_state` wrote, tensors to the CPU. Raises RunError if it is damaged."""
+    data = io.BytesIO(path.read_bytes())
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(data, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damage leads to
         raise RunError(f"{path} is damaged: put a whole one there, or remove the folder to start afresh") from error
 
