@@ -1,10 +1,14 @@
 import math
+import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from stn import SpatialTransformer, STNClassifier, inside, scale
+from stn import SpatialTransformer, STNClassifier, inside, scale, spread
+
+EYE = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
 
 
 def maps(n, spread=1.0):
@@ -15,23 +19,50 @@ def maps(n, spread=1.0):
     return theta
 
 
+def turn(degrees):
+    """A rotation about the image's centre, in `grid_sample`'s coordinates, where both sides are 2."""
+    angle = math.radians(degrees)
+    return torch.tensor([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]])
+
+
 def bilinear(image, theta, row, column, out_size, fill):
     """One sample in float64, as the definition has it: pixel centres at half-integers, `fill` everywhere outside."""
-    x, y = (2 * column + 1) / out_size - 1, (2 * row + 1) / out_size - 1
-    side = len(image)
-    u, v = (((a * x + b * y + c + 1) * side - 1) / 2 for a, b, c in theta.double().tolist())
+    (height, width), (out_height, out_width) = image.shape, out_size
+    x, y = (2 * column + 1) / out_width - 1, (2 * row + 1) / out_height - 1
+    (a, b, c), (d, e, f) = theta.double().tolist()
+    u, v = ((a * x + b * y + c + 1) * width - 1) / 2, ((d * x + e * y + f + 1) * height - 1) / 2
     total = 0.0
     for i in (math.floor(v), math.floor(v) + 1):
         for j in (math.floor(u), math.floor(u) + 1):
-            value = image[i][j].item() if 0 <= i < side and 0 <= j < side else fill
+            value = image[i][j].item() if 0 <= i < height and 0 <= j < width else fill
             total += value * (1 - abs(v - i)) * (1 - abs(u - j))
     return total
+
+
+def assert_bilinear(images, theta, out_size, fill):
+    """Compares every sample with the formula and returns how many are nothing but fill."""
+    sampled = SpatialTransformer(tuple(images.shape[2:]), out_size, fill, images.shape[1]).sample(images, theta)
+    assert sampled.shape == (*images.shape[:2], *out_size)
+    outside = 0
+    for (n, channel, row, column), value in np.ndenumerate(sampled.numpy()):
+        expected = bilinear(images[n, channel], theta[n], row, column, out_size, fill)
+        assert value == pytest.approx(expected, abs=1e-4)
+        outside += expected == fill
+    return outside
+
+
+def moving(**options):
+    """A transformer whose maps depend on the images, unlike a new one's."""
+    torch.manual_seed(0)
+    transformer = SpatialTransformer(**options)
+    torch.nn.init.normal_(transformer.fc_loc[-1].weight, std=0.1)
+    return transformer.eval()
 
 
 def test_the_transformer_starts_as_the_identity():
     images = torch.rand(3, 1, 60, 60)
     transformer = SpatialTransformer(60)
-    assert torch.equal(transformer.theta(images), torch.tensor([[1.0, 0, 0], [0, 1, 0]]).expand(3, 2, 3))
+    assert torch.equal(transformer.theta(images), EYE.expand(3, 2, 3))
     assert torch.allclose(SpatialTransformer(28)(images[..., :28, :28]), images[..., :28, :28], atol=1e-5)
 
 
@@ -39,17 +70,39 @@ def test_the_transformer_starts_as_the_identity():
 def test_a_sample_is_the_bilinear_formula_inside_on_the_border_and_outside(fill):
     images = torch.rand(8, 1, 20, 20, generator=torch.Generator().manual_seed(1)) + 0.5
     theta = maps(8)
-    theta[1] = torch.tensor([[1.0, 0, 0], [0, 1, 0]])  # inside
-    theta[2] = torch.tensor([[1.1, 0, 0], [0, 1.1, 0]])  # its outermost points lie in the rim of half a pixel
-    sampled = SpatialTransformer(20, out_size=12, fill=fill).sample(images, theta)
-    outside = 0
-    for n in range(8):
-        for row in range(12):
-            for column in range(12):
-                expected = bilinear(images[n, 0], theta[n], row, column, 12, fill)
-                assert sampled[n, 0, row, column].item() == pytest.approx(expected, abs=1e-4)
-                outside += expected == fill
+    theta[1] = EYE  # inside
+    theta[2] = 1.1 * EYE  # its outermost points lie in the rim of half a pixel
+    outside = assert_bilinear(images, theta, (12, 12), fill)
     assert 144 < outside < 8 * 144  # more than the one map that was put there
+
+
+@pytest.mark.parametrize("fill", [0.0, -0.4242])
+def test_an_image_that_is_not_square_is_sampled_as_the_formula_says(fill):
+    images = torch.rand(4, 3, 18, 30, generator=torch.Generator().manual_seed(2)) + 0.5
+    shift = torch.tensor([[1.0, 0, 0.5], [0, 1, -0.25]])  # 7.5 pixels to the right, 2.25 up
+    assert_bilinear(images, torch.stack([EYE, shift, turn(30), maps(2)[1]]), (9, 14), fill)
+    transformer = SpatialTransformer((18, 30), (18, 30), channels=3)
+    assert torch.allclose(transformer.sample(images, EYE.expand(4, 2, 3)), images, atol=1e-5)
+    right = torch.tensor([[1.0, 0, 2 * 3 / 30], [0, 1, 2 * 2 / 18]]).expand(4, 2, 3)  # by 3 pixels, and 2 down
+    moved = transformer.sample(images, right)
+    assert torch.allclose(moved[:, :, :-2, :-3], images[:, :, 2:, 3:], atol=1e-5)
+    assert torch.allclose(transformer.sample(images, turn(180).expand(4, 2, 3)), images.flip(2, 3), atol=1e-4)
+
+
+def test_sizes_are_a_side_or_height_and_width_and_images_have_any_channels():
+    rgb = torch.rand(2, 3, 40, 64)
+    transformer = moving(in_size=(40, 64), out_size=(20, 32), channels=3)
+    assert transformer.theta(rgb).shape == (2, 2, 3) and transformer(rgb).shape == (2, 3, 20, 32)
+    assert SpatialTransformer((40, 64), 16, channels=3)(rgb).shape == (2, 3, 16, 16)
+    torch.manual_seed(0)
+    side, grey = SpatialTransformer(28, 14), torch.rand(2, 1, 28, 28)
+    pair = SpatialTransformer((28, 28), (14, 14))
+    pair.load_state_dict(side.state_dict())
+    assert torch.equal(side(grey), pair(grey))
+    one_map = transformer.theta(rgb)  # all channels are sampled with one map
+    for channel in range(3):
+        alone = SpatialTransformer((40, 64), (20, 32)).sample(rgb[:, channel : channel + 1], one_map)
+        assert torch.allclose(transformer(rgb)[:, channel : channel + 1], alone, atol=1e-6)
 
 
 def test_filling_with_black_is_sampling_the_raw_image_and_normalizing_afterwards():
@@ -63,8 +116,7 @@ def test_filling_with_black_is_sampling_the_raw_image_and_normalizing_afterwards
 
 
 def test_scale_is_the_side_of_the_sampled_region():
-    turn = math.radians(30)
-    rotation = torch.tensor([[math.cos(turn), -math.sin(turn), 0.3], [math.sin(turn), math.cos(turn), -0.1]])
+    rotation = turn(30) + torch.tensor([[0, 0, 0.3], [0, 0, -0.1]])
     mirror = torch.tensor([[-1.0, 0, 0], [0, 1, 0]])
     stretch = torch.tensor([[2.0, 0, 0], [0, 0.5, 0]])
     flat = torch.tensor([[1.0, 1, 0], [1, 1, 0]])
@@ -73,14 +125,51 @@ def test_scale_is_the_side_of_the_sampled_region():
     assert scale(torch.stack([rotation, 0.5 * rotation])).item() == pytest.approx(0.75)
 
 
+def test_the_gradient_of_scale_is_that_of_its_formula_and_finite_where_the_map_is_flat():
+    theta = maps(6)
+    theta[1] = torch.tensor([[1.0, 1, 0], [1, 1, 0]])
+    theta[2] = 0
+    theta.requires_grad_()
+    scale(theta).backward()
+    for n, ((a, b, _), (c, d, _)) in enumerate(theta.tolist()):
+        det = a * d - b * c
+        # d sqrt(|det|) = sign(det) / (2 sqrt(|det|)) d det, over the number of maps
+        factor = 0 if n in (1, 2) else math.copysign(1, det) / (2 * math.sqrt(abs(det))) / 6
+        wanted = torch.tensor([[d, -c, 0], [-b, a, 0]]) * factor
+        assert torch.allclose(theta.grad[n], wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_inside_is_the_fraction_of_grid_points_within_the_image():
-    eye = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
     right = torch.tensor([[1.0, 0, 1], [0, 1, 0]])  # by half the image
     away = torch.tensor([[1.0, 0, 2], [0, 1, 0]])
-    for theta, fraction in ((eye, 1), (0.5 * eye, 1), (2 * eye, 1 / 4), (right, 1 / 2), (away, 0)):
+    for theta, fraction in ((EYE, 1), (0.5 * EYE, 1), (2 * EYE, 1 / 4), (right, 1 / 2), (away, 0)):
         assert inside(theta[None]).item() == fraction
-    assert inside(torch.stack([eye, right, away, away])).item() == 0.375
-    assert inside(2 * eye[None], out_size=4).item() == 1 / 4
+    assert inside(torch.stack([EYE, right, away, away])).item() == 0.375
+    assert inside(2 * EYE[None], out_size=4).item() == 1 / 4
+    wide = torch.tensor([[2.0, 0, 0], [0, 1.4, 0]])[None]
+    assert inside(wide, out_size=(3, 8)).item() == 4 / 8  # all rows: the outer ones are at +-2/3
+    assert inside(wide, out_size=(8, 3)).item() == 6 / 8 * 1 / 3
+
+
+def test_spread_is_how_far_the_centres_differ_between_images():
+    theta = maps(9)
+    theta[:, :, 2] = torch.tensor([[0.5, 0.0], [-0.5, 0.0], [0.5, 0.0]]).repeat(3, 1)
+    variance = (6 * 0.5**2 + 3 * 0.5**2) / 9 - (0.5 / 3) ** 2  # of t_x; t_y has none
+    assert spread(theta).item() == pytest.approx(math.sqrt(variance / 2))
+    theta[:, :, 2] = theta[:, :, 2].flip(1)
+    assert spread(theta).item() == pytest.approx(math.sqrt(variance / 2))
+    theta[:, :, 2] = torch.tensor([0.4, -0.2]) + torch.tensor([[0.3], [0], [-0.3]]).repeat(3, 1)
+    assert spread(theta).item() == pytest.approx(0.3 * math.sqrt(2 / 3), rel=1e-5)
+    assert spread(maps(1).expand(50, 2, 3)).item() == pytest.approx(0, abs=1e-6)  # one map for all
+    assert spread(maps(1)).item() == 0  # and no NaN
+
+
+def test_digits_at_random_places_have_the_spread_that_its_docstring_names():
+    # a digit's centre is randint(60 - 28) + 14 pixels from the edge, the canvas has 60 of them and a side of 2
+    centres = (torch.arange(32) + 14) / 60 * 2 - 1
+    places = torch.cartesian_prod(centres, centres)
+    theta = torch.cat([(28 / 60 * EYE[:, :2]).expand(1024, 2, 2), places[:, :, None]], dim=2)
+    assert 0.305 < spread(theta).item() < 0.315
 
 
 def test_the_network_is_that_of_the_published_weights():
@@ -128,9 +217,78 @@ def test_the_network_is_these_functions_one_after_the_other():
     assert torch.allclose(model(images), x @ w["classifier.11.weight"].T + w["classifier.11.bias"], atol=1e-5)
 
 
-def test_wrong_sizes_are_refused_with_what_was_given_and_what_is_wanted():
-    with pytest.raises(ValueError, match="in_size is 17, .* at least 18 x 18"):
-        SpatialTransformer(17)
+def test_the_map_of_another_transformer_is_the_one_that_classifies():
+    class Half(SpatialTransformer):
+        def theta(self, images):
+            return 0.5 * EYE.expand(images.size(0), 2, 3)
+
+    torch.manual_seed(0)
+    model, images = STNClassifier(transformer=Half, fill=-0.4).eval(), torch.rand(4, 1, 60, 60)
+    assert type(model.stn) is Half and model.stn.fill == -0.4
+    assert model.state_dict().keys() == STNClassifier().state_dict().keys()
+    corner = torch.zeros_like(images)
+    corner[..., 15:45, 15:45] = images[..., 15:45, 15:45]  # it sees no more than the half in the middle
+    assert torch.equal(model(images), model(corner)) and not torch.allclose(model(images), model(images.flip(3)))
+
+
+def test_sizes_and_shapes_are_refused_with_what_was_given_and_what_is_wanted():
+    for size, shown in ((17, "17"), ((60, 17), r"\(60, 17\)")):
+        with pytest.raises(ValueError, match=f"in_size is {shown}, .* at least 18 x 18"):
+            SpatialTransformer(size)
     assert SpatialTransformer(18)(torch.zeros(1, 1, 18, 18)).shape == (1, 1, 28, 28)
-    with pytest.raises(ValueError, match=r"images are \(2, 1, 28, 28\), but should be \(N, 1, 60, 60\)"):
-        STNClassifier()(torch.zeros(2, 1, 28, 28))
+    for size in ((60,), (60, 60, 1), (60, 60.0), 0, -3, (28, 0), "60", 60.0, None):
+        for sizes in ({"in_size": size}, {"in_size": 60, "out_size": size}):
+            with pytest.raises(ValueError, match="a size is .*, but should be a side in pixels or .height, width."):
+                SpatialTransformer(**sizes)
+
+    model, rgb = STNClassifier(), SpatialTransformer((40, 64), channels=3)
+    for module, shape, wanted in (
+        (model, (2, 1, 28, 28), "N, 1, 60, 60"),
+        (model, (2, 3, 60, 60), "N, 1, 60, 60"),
+        (model, (1, 60, 60), "N, 1, 60, 60"),
+        (rgb, (2, 3, 64, 40), "N, 3, 40, 64"),
+        (rgb, (2, 40, 64, 3), "N, 3, 40, 64"),
+    ):
+        with pytest.raises(ValueError) as error:
+            module(torch.zeros(shape))
+        assert str(error.value) == f"images are {list(shape)}, but should be [{wanted}]"
+
+
+@pytest.mark.parametrize("how", ["export", "trace", "script"])
+@pytest.mark.parametrize("size", [{"in_size": 60, "fill": -0.4}, {"in_size": (40, 64), "out_size": 20, "channels": 3}])
+def test_what_is_exported_traced_or_scripted_gives_the_same_values_for_any_batch(how, size):
+    transformer = moving(**size)
+    shape = (transformer.channels, *transformer.in_size)
+    example, images = torch.rand(2, *shape), torch.rand(7, *shape)
+    if how == "export":
+        batch = {0: torch.export.Dim("batch")}
+        other = torch.export.export(transformer, (example,), dynamic_shapes=(batch,)).module()
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is deprecated, but in use
+            other = torch.jit.trace(transformer, example) if how == "trace" else torch.jit.script(transformer)
+    for batch in (example, images, images[:1]):
+        assert torch.allclose(other(batch), transformer(batch), atol=1e-6)
+
+
+def test_the_transformer_before_a_classifier_of_ones_own_learns_at_its_own_rate():
+    """As in the docstring of stn.py."""
+    torch.manual_seed(0)
+    images, labels = torch.rand(16, 3, 64, 96), torch.randint(10, (16,))
+    transformer = SpatialTransformer(in_size=(64, 96), out_size=32, channels=3)
+    classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
+    model = torch.nn.Sequential(transformer, classifier)
+    optimizer = torch.optim.SGD(
+        [{"params": transformer.parameters(), "lr": 0.001}, {"params": classifier.parameters()}], lr=0.01
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    loss = F.cross_entropy(model(images), labels)
+    loss.backward()
+    optimizer.step()
+    assert F.cross_entropy(model(images), labels) < loss
+    for name, parameter in model.named_parameters():
+        rate = 0.001 if name.startswith("0.") else 0.01
+        assert torch.allclose(parameter, before[name] - rate * parameter.grad, rtol=0, atol=1e-7)
+    assert transformer.fc_loc[-1].weight.grad.abs().max() > 0
+    theta = transformer.theta(images)
+    assert scale(theta).isfinite() and inside(theta, 32) > 0.9 and spread(theta) > 0

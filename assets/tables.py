@@ -1,0 +1,650 @@
+"""The tables that stand between markers in the two README.md, computed from the CSV files here, for make_figures.py."""
+
+import csv
+import math
+import re
+import sys
+from itertools import combinations, groupby, pairwise
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from scipy import stats
+
+ASSETS = Path(__file__).parent
+sys.path[:0] = [str(ASSETS.parent), str(ASSETS)]
+from collect import key_of, order, read_runs, read_table  # noqa: E402
+
+from common import RunError, collapsed, failed, lost_solution  # noqa: E402
+
+PLAIN_SGD, PLAIN_ADAM = "SGD(lr=0.01)", "Adam(lr=0.0001)"  # one learning rate for all, as collect.py has them
+DEFINITIONS = {  # of a failure: the one that is used, and the others that a claim has to hold under
+    "inside 0.05, loss 1.5": {},
+    "inside 0.01, loss 1.5": {"bound": 0.01},
+    "inside 0.05, loss 2": {"factor": 2},
+}
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+def read_deaths(assets):
+    """Returns the replays of deaths.csv, a list of the steps of each, dicts of its columns."""
+    path = assets / "deaths.csv"
+    rows = [{"variant": None} | row for row in read_table(path)] if path.exists() else []
+    rows = [row | {"dataset": row.get("dataset") or "cluttered"} for row in rows]
+    names = ("experiment", "variant", "dataset", "seed", "epoch")
+    return [list(steps) for _, steps in groupby(rows, key=lambda row: [row[name] for name in names])]
+
+
+def read_published(assets):
+    """Returns {experiment: test accuracies in percent, epoch by epoch} of the document's published runs."""
+    published = {}
+    with open(assets / "published_runs.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            number = int(row["experiment"].rpartition("_")[2])
+            published.setdefault(number, []).append(float(row["test_accuracy_percent"]))
+    return published
+
+
+def group(runs):
+    """Returns the runs as lists, those that differ by their seed alone in one, in order."""
+    return [list(seeds) for _, seeds in groupby(sorted(runs, key=order), key=lambda run: key_of(run)[:-1])]
+
+
+def standard(runs):
+    """The runs on all cluttered canvases of the full digits: what experiments are compared by."""
+    return [run for run in runs if (run["dataset"], run["digits"], run["limit"]) == ("cluttered", "full", 60000)]
+
+
+def of(number, runs):
+    return [run for run in standard(runs) if run["experiment"] == number]
+
+
+def plain(optimizer, runs):
+    """The standard runs with that optimizer and nothing else changed but the normalization and the fill."""
+    nothing = (optimizer, "SpatialTransformer", None)
+    return [r for r in standard(runs) if (r["optimizer"], r["transformer"], r["max_grad_norm"]) == nothing]
+
+
+def explored(run):
+    """Whether it is one of the SGD runs that the questions came from: they cannot answer them as well."""
+    return run["experiment"] in (1, 2, 4, 5, 6) and run["seed"] <= 3
+
+
+# --------------------------------------------------------------------------------------------------------------- events
+
+
+def stopped(run):
+    """Whether a run ended before its last epoch: what it would have come to is not known."""
+    return len(run["history"]) < run["epochs"]
+
+
+def best(history):
+    """The row of the highest test accuracy."""
+    return max(history, key=lambda row: row["test/accuracy"])
+
+
+def reaches(history, accuracy):
+    """First epoch with that test accuracy in percent, or None."""
+    return next((row["epoch"] for row in history if row["test/accuracy"] >= accuracy), None)
+
+
+def collapsed_epochs(history):
+    """The epochs in which a run is collapsed: it may come back."""
+    return [row["epoch"] for row in history if collapsed([row])]
+
+
+def spells(history):
+    """When a run is collapsed: "31" from there to its end, "4 to 26 and 28" where it came back."""
+    ends = []
+    for epoch in collapsed_epochs(history):
+        if ends and ends[-1][1] == epoch - 1:
+            ends[-1][1] = epoch
+        else:
+            ends.append([epoch, epoch])
+    return " and ".join(str(first) + f" to {last}" * (last < len(history)) for first, last in ends)
+
+
+def still_from(history):
+    """First epoch from which on scale and inside are the same to the run's end, or None if for under three epochs."""
+    seen = [(row["stn/scale"], row["stn/inside"]) for row in history]
+    first = next(i for i in range(len(seen)) if set(seen[i:]) == {seen[-1]})
+    return first + 1 if len(seen) - first >= 3 else None
+
+
+def one_class_from(accuracies):
+    """First epoch from which on the accuracy rounds to 11.3 or 11.4 %, that of naming one class, to the end, or None.
+
+    For the published runs, which did not record `inside`.
+    """
+    last = max((i for i, accuracy in enumerate(accuracies, start=1) if not 11.25 <= accuracy < 11.45), default=0)
+    return last + 1 if last < len(accuracies) else None
+
+
+def count_failed(runs, **definition):
+    return sum(failed(run["history"], **definition) is not None for run in runs)
+
+
+def failure_times(runs, **definition):
+    """Returns (epoch, True) for a run that failed in it, (last epoch, False) for one that had not by then."""
+    epochs = [(failed(run["history"], **definition), len(run["history"])) for run in runs]
+    return [(last, False) if epoch is None else (epoch, True) for epoch, last in epochs]
+
+
+# ----------------------------------------------------------------------------------------------------------- statistics
+
+
+def log_rank(first, second):
+    """Compares the times to failure of two groups, lists of (epoch, whether it failed then).
+
+    Returns each run's log-rank score, those of the first group first; the first group's failures less those expected if
+    both failed alike, O - E, which is the sum of its scores; and the hypergeometric variance V of that. A score is 1
+    for a failure less the hazard up to then (Nelson and Aalen's, of both groups): Peto and Peto, Asymptotically
+    Efficient Rank Invariant Test Procedures, J. R. Statist. Soc. A 135, 1972.
+    """
+    times = [*first, *second]
+    hazards, variance = {}, 0
+    for epoch in sorted({epoch for epoch, event in times if event}):
+        at_risk, mine = (sum(time >= epoch for time, _ in some) for some in (times, first))
+        events, share = times.count((epoch, True)), mine / at_risk
+        hazards[epoch] = events / at_risk
+        variance += events * share * (1 - share) * (at_risk - events) / max(at_risk - 1, 1)
+    scores = [event - sum(hazards[epoch] for epoch in hazards if epoch <= time) for time, event in times]
+    return scores, sum(scores[: len(first)]), variance
+
+
+def compare_times(strata, **definition):
+    """Compares the times to failure of two groups of runs within strata, a list of (runs of one, runs of the other).
+
+    Returns the exact two-sided p and Peto's hazard ratio, one over other, with its 95 % interval, (ratio, low, high).
+    p is the share of all ways to deal the runs of each stratum to its two groups whose O - E, summed over the strata,
+    is as far from 0 as the one seen. Log-rank scores and no others, because theirs is the test that goes with the
+    ratio exp((O - E) / V): p and interval then speak of the same number. The interval is the usual approximation,
+    exp((O - E) / V +- 1.96 / sqrt(V)), and a rough one for so few runs: where the two disagree, p counts.
+    """
+    sums, distance, variance = np.zeros(1), 0, 0
+    for one, other in strata:
+        scores, excess, v = log_rank(failure_times(one, **definition), failure_times(other, **definition))
+        dealt = [sum(some) for some in combinations(scores, len(one))]
+        sums, distance, variance = np.add.outer(sums, dealt).ravel(), distance + excess, variance + v
+    p = float((abs(sums) >= abs(distance) - 1e-9).mean())
+    if variance == 0:
+        return p, (math.nan, 0, math.inf)  # nothing failed, or nothing is left to compare with
+    middle, width = distance / variance, 1.96 / math.sqrt(variance)
+    return p, tuple(math.exp(value) for value in (middle, middle - width, middle + width))
+
+
+def interval(count, total):
+    """Clopper and Pearson's exact 95 % interval of a fraction."""
+    return tuple(stats.binomtest(count, total).proportion_ci(0.95, method="exact"))
+
+
+def fisher(one, other, **definition):
+    """Fisher's exact two-sided p that as many of one group of runs fail as of another."""
+    counts = [count_failed(runs, **definition) for runs in (one, other)]
+    table = [[count, len(runs) - count] for count, runs in zip(counts, (one, other), strict=True)]
+    return stats.fisher_exact(table).pvalue
+
+
+# ---------------------------------------------------------------------------------------------------------------- cells
+
+
+def markdown(columns, rows):
+    """Returns a Markdown table; None is a dash."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join("| " + " | ".join("-" if c is None else str(c) for c in line) + " |\n" for line in lines)
+
+
+def middle(values, digits=2):
+    """The median of what was recorded, or None."""
+    values = [value for value in values if value is not None]
+    return f"{median(values):.{digits}f}" if values else None
+
+
+def middle_and_range(values, digits=2):
+    """The median and the range of what was recorded, or None."""
+    values = [value for value in values if value is not None]
+    if len(values) < 2:
+        return middle(values, digits)
+    return f"{middle(values, digits)} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def in_turn(values):
+    return ", ".join("-" if value is None else str(value) for value in values)
+
+
+def where(run):
+    """What is not the default in a run's data."""
+    parts = ["plain digits"] * (run["dataset"] == "mnist") + ["embedded digits"] * (run["digits"] == "embedded")
+    return "".join(f", {part}" for part in parts + [f"{run['limit']} images"] * (run["limit"] != 60000))
+
+
+def label(run):
+    return f"{run['experiment']}: {run['title']}{where(run)}"
+
+
+def name(run):
+    """A run without its title, such as "17 at 0.05, plain digits, seed 3"."""
+    variant = "" if run["variant"] is None else f" at {run['variant']}"
+    return f"{run['experiment']}{variant}{where(run)}, seed {run['seed']}"
+
+
+def rates_of(optimizer):
+    """Class and learning rates of an optimizer, such as "SGD 0.001, 0.01"."""
+    rates = dict.fromkeys(f"{float(rate):.3g}" for rate in re.findall(r"\blr=([^\s,;)]+)", optimizer))
+    return f"{optimizer.partition('(')[0]} {', '.join(rates)}"
+
+
+def k_of_n(runs, **definition):
+    return f"{count_failed(runs, **definition)} of {len(runs)}"
+
+
+def k_of_n_and_interval(runs):
+    low, high = interval(count_failed(runs), len(runs))
+    return f"{k_of_n(runs)} ({100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def failure(run):
+    """When a run failed: "31 cl" collapsed and lost its solution, one letter for one of them; † if stopped early."""
+    history, epoch = run["history"], failed(run["history"])
+    if epoch is None:
+        cell = "-"
+    else:
+        cell = f"{epoch} " + "c" * (collapsed(history) == epoch) + "l" * (lost_solution(history) == epoch)
+    return cell + "†" * stopped(run)
+
+
+def best_accuracies(runs):
+    return [best(run["history"])["test/accuracy"] for run in runs]
+
+
+def at_best(runs, tag):
+    return [best(run["history"])[tag] for run in runs]
+
+
+def at_end(runs, tag):
+    return [run["history"][-1][tag] for run in runs if not stopped(run)]
+
+
+def healthy_scale(run):
+    """The median scale of a run's epochs with over 80 % test accuracy, or None."""
+    scales = [row["stn/scale"] for row in run["history"] if row["test/accuracy"] > 80]
+    return median(scales) if scales else None
+
+
+def over_last_10(runs):
+    """The median test accuracy of each run's last 10 epochs; runs that were stopped early are left out."""
+    return [median(row["test/accuracy"] for row in run["history"][-10:]) for run in runs if not stopped(run)]
+
+
+# ---------------------------------------------------------------------------------------------- tables of what happened
+
+
+def results(runs):
+    """Every experiment in a row; those of variants have tables of their own."""
+    columns = ["experiment", "mean", "std", "fill", "optimizer", "epochs", "runs failed"]
+    rows = []
+    for seeds in group(run for run in runs if run["variant"] is None):
+        mean, std, fill = (seeds[0][setting] for setting in ("mean", "std", "fill"))
+        black = fill != 0 and math.isclose(fill, -mean / std)
+        cells = [label(seeds[0]), mean, std, "black" if black else f"{fill:.4g}", rates_of(seeds[0]["optimizer"])]
+        cells += [
+            in_turn(dict.fromkeys(run["epochs"] for run in seeds)),
+            k_of_n(seeds),
+            middle_and_range(best_accuracies(seeds), 1),
+        ]
+        rows.append([*cells, middle(at_best(seeds, "stn/scale"))])
+    return markdown([*columns, "best accuracy, %", "scale at the best epoch"], rows)
+
+
+def all_results(runs):
+    columns = ["experiment", "runs failed, exact 95 % interval", "failed in epoch, each seed"]
+    columns += ["best accuracy, %", "over the last 10 epochs, %"]
+    columns += ["scale in epochs over 80 %", "scale at the best epoch", "at the end"]
+    columns += ["spread at the best epoch", "at the end", "epochs to 80 %", "to 90 %"]
+    rows = []
+    for seeds in group(runs):
+        cells = [label(seeds[0]), k_of_n_and_interval(seeds), in_turn(map(failure, seeds))]
+        cells += [middle_and_range(best_accuracies(seeds)), middle_and_range(over_last_10(seeds))]
+        cells.append(middle_and_range(map(healthy_scale, seeds)))
+        for tag in ("stn/scale", "stn/spread"):
+            cells += [middle_and_range(at_best(seeds, tag)), middle_and_range(at_end(seeds, tag))]
+        rows.append(cells + [in_turn(reaches(run["history"], accuracy) for run in seeds) for accuracy in (80, 90)])
+    return markdown(columns, rows)
+
+
+def afterwards(runs):
+    """What became of the runs that collapsed and were trained to their last epoch."""
+    columns = ["run", "collapsed in epoch", "inside meanwhile", "the same from epoch"]
+    columns += ["best accuracy before, %", "after, %", "over the last 10 epochs, %"]
+    rows = []
+    for run in runs:
+        history, spell = run["history"], collapsed_epochs(run["history"])
+        if not spell or stopped(run):
+            continue
+        inside = [history[epoch - 1]["stn/inside"] for epoch in spell]
+        bounds = dict.fromkeys(f"{bound:.1g}" for bound in (min(inside), max(inside)))
+        before = history[: spell[0] - 1]
+        after = [row for row in history[spell[0] :] if row["epoch"] not in spell]
+        cells = [name(run), spells(history), " to ".join(bounds), still_from(history)]
+        cells += [f"{best(rows)['test/accuracy']:.2f}" if rows else None for rows in (before, after)]
+        rows.append([*cells, middle(over_last_10([run]))])
+    return markdown(columns, rows)
+
+
+def published(runs, theirs):
+    """The document's runs beside ours. Theirs failed when the accuracy is that of one class to the end."""
+    columns = ["experiment", "theirs: best accuracy, %", "theirs: failed in epoch"]
+    columns += ["ours: best accuracy, %", "ours: runs failed", "ours: failed in epoch, each seed"]
+    rows = []
+    for number, accuracies in sorted(theirs.items()):
+        if ours := of(number, runs):
+            cells = [label(ours[0]), f"{max(accuracies):.2f}", one_class_from(accuracies)]
+            cells += [middle_and_range(best_accuracies(ours)), k_of_n(ours), in_turn(map(failure, ours))]
+            rows.append(cells)
+    return markdown(columns, rows)
+
+
+def machines(runs):
+    kinds = sorted((run["cpu"], run["torch"]) for run in runs)
+    return markdown(["CPU", "torch", "runs"], [[*kind, len(list(same))] for kind, same in groupby(kinds)])
+
+
+# ----------------------------------------------------------------------------------------- tables that answer something
+
+CURES = {  # what to change in one's own code, by the experiment that tried it
+    1: "nothing: `torch.optim.SGD(model.parameters(), lr=0.01)`",
+    4: "`F.grid_sample(images - black, grid) + black`, with `black = -mean / std`",
+    7: "`torch.optim.Adam(model.parameters(), lr=0.0001)`",
+    8: "`torch.optim.SGD(model.parameters(), lr=0.001)`",
+    9: "`torch.optim.Adam(model.parameters(), lr=0.001)`",
+    10: '`{"params": model.stn.parameters(), "lr": 0.001}`, the rest at 0.01',
+    11: "`clip_grad_norm_(model.parameters(), 1)`",
+    13: "`theta = theta.tanh()`",
+    14: "`clip_grad_norm_(model.parameters(), 25)`",
+    15: '`F.avg_pool2d(F.pad(images, (1, 1, 1, 1), "replicate"), 3, stride=1)` before `grid_sample`',
+    16: "that of 15, and `torch.optim.Adam(model.parameters(), lr=0.0001)`",
+}
+
+
+def cures(runs):
+    """What to change: nothing first, then by the upper end of the exact interval of failing, then by accuracy."""
+    tried = [(number, of(number, runs)) for number in CURES if of(number, runs)]
+
+    def rank(cure):
+        number, seeds = cure
+        return number != 1, interval(count_failed(seeds), len(seeds))[1], -median(best_accuracies(seeds))
+
+    rows = []
+    for number, seeds in sorted(tried, key=rank):
+        cells = [CURES[number], number, k_of_n(seeds), middle_and_range(best_accuracies(seeds), 1)]
+        rows.append([*cells, middle(at_best(seeds, "stn/scale"))])
+    return markdown(["in your code", "experiment", "runs failed", "best accuracy, %", "scale there"], rows)
+
+
+def robustness(runs):
+    """Which runs fail under other bounds of inside and other factors of the loss than those that were fixed."""
+    sgd, adam = plain(PLAIN_SGD, runs), plain(PLAIN_ADAM, runs)
+    sides = [(label(seeds[0]), seeds) for seeds in group(run for run in runs if run["variant"] is None)]
+    sides += [("**all with SGD at 0.01 alone**", sgd), ("**all with Adam at 0.0001 alone**", adam)]
+    rows = [[text, *(k_of_n(seeds, **how) for how in DEFINITIONS.values())] for text, seeds in sides]
+    p = [f"{fisher(sgd, adam, **how):.2g}" for how in DEFINITIONS.values()]
+    return markdown(["experiment", *DEFINITIONS], [*rows, ["Fisher's exact p of the two", *p]])
+
+
+FACTORS = {  # one against the other, within strata
+    "divided by std, against not": ((1, 6), (5, 2)),
+    "mean subtracted, against not": ((1, 5), (6, 2)),
+    "frame, against black fill": ((1, 4),),
+}
+
+
+def tests(runs):
+    """Normalization's parts and the frame: hazard ratio with its 95 % interval, and the exact p of `compare_times`."""
+    rows = []
+    for factor, strata in FACTORS.items():
+        groups = [tuple(of(number, runs) for number in pair) for pair in strata]
+        if not all(one and other for one, other in groups):
+            continue
+        cells = [factor, " and ".join(f"{one} against {other}" for one, other in strata)]
+        for definition in DEFINITIONS.values():
+            p, (ratio, low, high) = compare_times(groups, **definition)
+            cells.append(f"{ratio:.2g} ({low:.2g} to {high:.2g}), p = {p:.2g}")
+        rows.append(cells)
+    return markdown(["hazard ratio", "experiments", *DEFINITIONS], rows)
+
+
+COMPARED = (
+    ("SGD at 0.001 instead of 0.01", 8, 1),
+    ("Adam at 0.001 instead of 0.0001", 9, 7),
+    ("the localization net at 0.001", 10, 1),
+    ("clipped at 1", 11, 1),
+    ("clipped at 25", 14, 1),
+    ("`theta` through `tanh`", 13, 1),
+    ("smoothed, with SGD", 15, 1),
+    ("smoothed, with Adam", 16, 7),
+    ("no transformer", 18, 7),
+    *(("the first convolutions at 0.01 std^2", 12, number) for number in (1, 4, 5, 2)),
+)
+
+
+def comparisons(runs):
+    """Failures by Fisher's exact test, best accuracies by Mann and Whitney's, exact unless there are ties."""
+    columns = ["what", "experiments", "runs failed", "against", *(f"p: {how}" for how in DEFINITIONS)]
+    sides = [("Adam at 0.0001 instead of SGD at 0.01", "all", plain(PLAIN_ADAM, runs), plain(PLAIN_SGD, runs))]
+    sides += [(what, f"{one}, {other}", of(one, runs), of(other, runs)) for what, one, other in COMPARED]
+    rows = []
+    for what, which, one, other in sides:
+        if not (one and other):
+            continue
+        cells = [what, which, k_of_n_and_interval(one), k_of_n_and_interval(other)]
+        cells += [f"{fisher(one, other, **how):.2g}" for how in DEFINITIONS.values()]
+        accuracies = best_accuracies(one), best_accuracies(other)
+        cells.append(f"{median(accuracies[0]) - median(accuracies[1]):+.2f}")
+        rows.append([*cells, f"{stats.mannwhitneyu(*accuracies).pvalue:.2g}"])
+    return markdown([*columns, "best accuracy, difference of the medians, points", "p"], rows)
+
+
+def clock(runs):
+    """Does a run that learns faster fail sooner by as much? The plain SGD runs that had 50 % before they failed.
+
+    A run that never failed enters with its last epoch: its ratio is larger than that, which the sign says.
+    """
+    columns = ["divided by std", "seeds", "runs", "of them with 50 % before they failed", "first epoch at 50 %"]
+    columns += ["failed in epoch", "the one over the other, each run", "median"]
+    rows = []
+    for divided in (True, False):
+        for old in (True, False):
+            some = [r for r in plain(PLAIN_SGD, runs) if (r["std"] != 1, explored(r)) == (divided, old)]
+            pairs = [(reaches(run["history"], 50), *failure_times([run])[0]) for run in some]
+            pairs = [(start, end, event) for start, end, event in pairs if start and start < end]
+            ratios = sorted((end / start, event) for start, end, event in pairs)
+            cells = ["yes" if divided else "no", "old, exploratory" if old else "new", len(some), len(pairs)]
+            cells.append(middle_and_range([start for start, _, _ in pairs], 0))
+            cells.append(middle_and_range([end for _, end, event in pairs if event], 0))
+            cells.append(in_turn(f"{'' if event else '>'}{ratio:.1f}" for ratio, event in ratios) or None)
+            rows.append([*cells, middle([ratio for ratio, _ in ratios], 1)])
+    return markdown(columns, rows)
+
+
+# --------------------------------------------------------------------------------- the localization net's learning rate
+
+RATES, RATE_EPOCHS, ZOOMED_OUT = 17, 20, 1.1  # the experiment, what it is judged after, and by which scale
+
+
+def rate_runs(runs):
+    """Returns [(dataset, rate, histories of 20 epochs)] of the runs that got so far, plain digits first."""
+    ours = [run for run in runs if (run["experiment"], run["digits"], run["limit"]) == (RATES, "full", 60000)]
+    rows = []
+    for seeds in group(run for run in ours if len(run["history"]) >= RATE_EPOCHS):
+        digits = "plain" if seeds[0]["dataset"] == "mnist" else seeds[0]["dataset"]
+        rows.append((digits, seeds[0]["variant"], [run["history"][:RATE_EPOCHS] for run in seeds]))
+    return sorted(rows, key=lambda row: (row[0] != "plain", row[1]))
+
+
+def zoomed_out(history):
+    """Whether scale is over 1.1 in a run's last epoch: the region's side is a tenth longer than the image's."""
+    return history[-1]["stn/scale"] > ZOOMED_OUT
+
+
+def rates(runs):
+    columns = ["digits", "rate of the localization net", "runs failed", "zoomed out"]
+    columns += [f"{figure} after {RATE_EPOCHS} epochs" for figure in ("scale", "inside", "spread", "accuracy, %,")]
+    rows = []
+    for data, rate, histories in rate_runs(runs):
+        outs = (sum(map(bool, map(event, histories))) for event in (failed, zoomed_out))
+        ends = [history[-1] for history in histories]
+        cells = [data, rate, *(f"{out} of {len(histories)}" for out in outs)]
+        cells += [middle_and_range([end[tag] for end in ends]) for tag in ("stn/scale", "stn/inside", "stn/spread")]
+        rows.append([*cells, middle_and_range([end["test/accuracy"] for end in ends])])
+    return markdown(columns, rows)
+
+
+def rates_bounds(runs):
+    columns = ["digits", "highest rate at which no run fails or zooms out", "lowest rate at which one does"]
+    rows = []
+    for data, tried in groupby(rate_runs(runs), key=lambda row: row[0]):
+        bad = {rate: any(failed(run) or zoomed_out(run) for run in histories) for _, rate, histories in tried}
+        good = max((rate for rate in bad if not bad[rate]), default=None)
+        rows.append([data, good, min((rate for rate in bad if bad[rate]), default=None)])
+    return markdown(columns, rows)
+
+
+# -------------------------------------------------------------------------------------------------------- the gradients
+
+GRADIENT = "gradient of the localization net"
+BEFORE, NEAR = 200, 60  # steps: what a gradient is ranked among, and how far before step 0 the largest drop may lie
+
+
+def peak_ratio(rows):
+    """Median over epochs of the largest gradient norm of the epoch's steps over their median."""
+    return median(row["train/grad_norm_max"] / row["train/grad_norm"] for row in rows)
+
+
+def gradient_before(runs):
+    """Whether an epoch's largest gradient over its median one rises in the 3 epochs before a run fails.
+
+    The last row counts the runs where it does; p is that of a sign test, two-sided.
+    """
+    rows, rises = [], []
+    for run in runs:
+        epoch, history = failed(run["history"]), run["history"]
+        if epoch is None or epoch < 5 or not all(row["train/grad_norm"] for row in history[: epoch - 1]):
+            continue
+        earlier, last = peak_ratio(history[: epoch - 4]), peak_ratio(history[epoch - 4 : epoch - 1])
+        rises.append(last / earlier)
+        rows.append([name(run), epoch, f"{last:.2f}", f"{earlier:.2f}", f"{last / earlier:.2f}"])
+    if rises:
+        up = sum(rise > 1 for rise in rises)
+        p = stats.binomtest(up, len(rises)).pvalue
+        rows.append([f"it rises in {up} of {len(rises)}, p = {p:.2g}", "", "", "", f"{median(rises):.2f}"])
+    columns = ["run", "failed in epoch", "largest over median gradient: in the 3 epochs before", "in those before them"]
+    return markdown([*columns, "ratio"], rows)
+
+
+def clipped(runs):
+    """How many steps a bound of the gradient's norm touches, in the epochs before a run failed."""
+    rows = []
+    for seeds in group(run for run in runs if run["max_grad_norm"] is not None):
+        whole = [run["history"][: (failed(run["history"]) or len(run["history"]) + 1) - 1] for run in seeds]
+        shares = [100 * row["train/clipped"] for history in whole for row in history]
+        rows.append([label(seeds[0]), seeds[0]["max_grad_norm"], len(seeds), middle_and_range(shares)])
+    return markdown(["experiment", "bound", "runs", "steps clipped in an epoch, %"], rows)
+
+
+def rank_before(steps, at):
+    """Rank of the gradient in the step before step `at` among the 200 before it, their number, and what it is over
+    their median. 1 is the largest."""
+    before = [step[GRADIENT] for step in steps if at - BEFORE <= step["step"] < at]
+    last, usual = before[-1], median(before)
+    return 1 + sum(norm > last for norm in before), len(before), last / usual if usual else math.inf
+
+
+def what_fell(steps):
+    """The figure under 0.01 in step 0 that made it the failing one, "active" (hidden units) or "inside"."""
+    return "active" if next(step["active"] for step in steps if step["step"] == 0) < 0.01 else "inside"
+
+
+def largest_drop(steps, figure):
+    """The step, -60 to 0, in which a figure falls furthest from the step before, and by how much."""
+    pairs = [pair for pair in pairwise(steps) if -NEAR <= pair[1]["step"] <= 0]
+    before, after = max(pairs, key=lambda pair: pair[0][figure] - pair[1][figure])
+    return after["step"], before[figure] - after[figure]
+
+
+def run_of(steps, runs):
+    """The run of a replay. Raises RunError if it is not there."""
+    keys = ("experiment", "variant", "dataset", "seed")
+    wanted = [steps[0][key] for key in keys]
+    for run in runs:
+        if [run[key] for key in keys] == wanted and (run["digits"], run["limit"]) == ("full", 60000):
+            return run
+    replayed = ", ".join(f"{key} {value}" for key, value in zip(keys, wanted, strict=True) if value is not None)
+    raise RunError(f"deaths.csv holds a replay of {replayed}, but runs.csv no such run: add it with collect.py")
+
+
+def best_before(steps, runs):
+    """The best accuracy of a replay's run before the replayed epoch, in percent."""
+    earlier = run_of(steps, runs)["history"][: steps[0]["epoch"] - 1]
+    return max((row["test/accuracy"] for row in earlier), default=0)
+
+
+def fatal_step(runs, deaths):
+    """The gradient in the step before each failure, and before the largest drop on the way there, among the 200 before.
+
+    Step 0 is where the replay says that the transformer failed; the largest drop is picked by what it did, and SGD's
+    steps are as long as their gradients, so that it shows less.
+    """
+    columns = ["run", "epoch", "best accuracy before, %", "what falls under 0.01", "gradient before step 0: rank"]
+    columns += ["over the median", "largest drop in step", "by", "gradient before it: rank", "over the median"]
+    rows = []
+    for steps in deaths:
+        figure = what_fell(steps)
+        drop, depth = largest_drop(steps, figure)
+        cells = [name(run_of(steps, runs)), steps[0]["epoch"], f"{best_before(steps, runs):.1f}", figure]
+        for at, between in ((0, [drop, f"{depth:.2f}"]), (drop, [])):
+            rank, count, ratio = rank_before(steps, at)
+            cells += [f"{rank} of {count}", f"{ratio:.1f}", *between]
+        rows.append(cells)
+    return markdown(columns, rows)
+
+
+def fatal_step_count(runs, deaths):
+    """In how many replays the gradient is the largest or second largest; by chance it is in 1 of 100."""
+    columns = ["replays", "had 50 % before", "number", "gradient before step 0 among the two largest of 200"]
+    rows = []
+    for old in (True, False):
+        for learned in (True, False):
+            some = [s for s in deaths if (explored(s[0]), best_before(s, runs) > 50) == (old, learned)]
+            ranks = [(rank_before(s, 0)[0], rank_before(s, largest_drop(s, what_fell(s))[0])[0]) for s in some]
+            tops = [sum(rank <= 2 for rank in kind) for kind in zip(*ranks, strict=True)] or [0, 0]
+            rows.append(["old, exploratory" if old else "new", "yes" if learned else "no", len(some), *tops])
+    return markdown([*columns, "gradient before the largest drop"], rows)
+
+
+# --------------------------------------------------------------------------------------------------- into the two pages
+
+
+def make_tables(assets=ASSETS):
+    """Returns {name: table in Markdown, ending in a newline} of the CSV files in a folder."""
+    runs, deaths = read_runs(assets), read_deaths(assets)
+    of_runs = (results, all_results, afterwards, machines, cures, robustness, tests, comparisons, clock)
+    of_runs += (rates, rates_bounds, gradient_before, clipped)
+    tables = {function.__name__: function(runs) for function in of_runs}
+    tables |= {function.__name__: function(runs, deaths) for function in (fatal_step, fatal_step_count)}
+    return tables | {"published": published(runs, read_published(assets))}
+
+
+def with_tables(text, tables):
+    """Returns a page's text with the tables between `<!-- name -->` and `<!-- end of name -->` replaced.
+
+    Raises RunError if a marker has no table, or no other end.
+    """
+    for place in dict.fromkeys(re.findall(r"<!-- (?:end of )?(\w+) -->", text)):
+        head, tail = f"<!-- {place} -->\n", f"<!-- end of {place} -->"
+        if place not in tables:
+            raise RunError(f"a page has a place for a table {place}, which is none of {', '.join(tables)}: rename it")
+        if text.count(head) != text.count(tail) or not re.search(f"(?s){head}.*{tail}", text):
+            raise RunError(f"a page has no whole place for the table {place}: it is {head.strip()}, a new line, {tail}")
+        text = re.sub(f"(?s)(?<={head}).*?(?={tail})", lambda _, place=place: tables[place], text)
+    return text

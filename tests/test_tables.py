@@ -1,0 +1,371 @@
+"""Tables say what the CSV files do, statistics what a textbook or a count by hand does; the pages hold the tables."""
+
+import math
+import shutil
+import sys
+
+import pytest
+from conftest import ROOT
+from scipy import stats
+
+from common import TAGS, RunError, summarize
+
+sys.path.insert(0, str(ROOT / "assets"))
+import collect  # noqa: E402
+import tables  # noqa: E402
+
+
+def curve(*epochs, **tags):
+    """A history of (train loss, accuracy, inside), all other figures 0.8 or as given."""
+    return [
+        dict.fromkeys(TAGS, 0.8)
+        | tags
+        | {"epoch": i, "train/loss": loss, "test/accuracy": accuracy, "stn/inside": inside}
+        for i, (loss, accuracy, inside) in enumerate(epochs, start=1)
+    ]
+
+
+WELL, BLIND = (1.0, 90.0, 0.9), (2.3, 11.35, 0.0)
+LASTS = curve(*[WELL] * 100)
+STOPPED = curve(*[(1.0, 80.0, 0.9)] * 39, BLIND)
+COMES_BACK = curve(*[(1.0, 70.0, 0.9)] * 3, *[(2.3, 11.35, 0.001)] * 67, *[(1.0, 75.0, 0.9)] * 30)
+LOSES = curve(*[WELL] * 50, *[(1.6, 85.0, 0.9)] * 50)
+
+
+def run(history, experiment=1, seed=0, **columns):
+    """A run of experiment 1's settings, or as given, in the form of `read_runs`."""
+    settings = {"experiment": experiment, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000}
+    settings |= {"seed": seed, "mean": 0.1307, "std": 0.3081, "fill": 0, "transformer": "SpatialTransformer"}
+    settings |= {"optimizer": "SGD(lr=0.01)", "max_grad_norm": None, "batch_size": 64, "title": "made up"}
+    settings |= {"epochs": 100, "history": history} | dict.fromkeys(collect.FACTS[2:], "unknown")
+    return settings | columns
+
+
+def fails_in(epoch, of=100):
+    return curve(*[WELL] * (epoch - 1), *[BLIND] * (of - epoch + 1))
+
+
+def rows(table):
+    """The cells of a Markdown table's rows, its head checked for as many."""
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert {len(line) for line in lines} == {len(lines[0])} and set(lines[1]) == {"---"}
+    return lines[2:]
+
+
+# ----------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_peto_s_figures_are_those_of_freireich_s_leukemia_trial():
+    treated = [6, 6, 6, 7, 10, 13, 16, 22, 23], [6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35]
+    treated = [(week, True) for week in treated[0]] + [(week, False) for week in treated[1]]
+    placebo = [1, 1, 2, 2, 3, 4, 4, 5, 5, 8, 8, 8, 8, 11, 11, 12, 12, 15, 17, 22, 23]
+    scores, excess, variance = tables.log_rank(treated, [(week, True) for week in placebo])
+    assert 9 - excess == pytest.approx(19.25, abs=0.005)  # relapses expected of the treated
+    assert excess**2 / variance == pytest.approx(16.79, abs=0.005)  # the trial's log-rank chi-squared
+    assert sum(scores) == pytest.approx(0)
+
+
+def test_the_log_rank_statistic_is_scipy_s():
+    first, second = [(4, True), (4, True), (9, False), (7, True)], [(7, True), (12, True), (20, False)]
+    _, excess, variance = tables.log_rank(first, second)
+    censored = (
+        stats.CensoredData(uncensored=[t for t, event in some if event], right=[t for t, event in some if not event])
+        for some in (first, second)
+    )
+    assert excess / math.sqrt(variance) == pytest.approx(stats.logrank(*censored).statistic)
+
+
+def test_p_is_the_share_of_all_ways_to_deal_the_runs_within_strata():
+    early, late = ([run(fails_in(epoch)) for epoch in epochs] for epochs in ((10, 20), (30, 40)))
+    p, (ratio, low, high) = tables.compare_times([(early, late)])
+    assert p == pytest.approx(2 / 6)  # of 6 ways, this one and its mirror image
+    # at risk 4, 3, 2, 1 of which 2, 1, 0, 0 early: E = 1/2 + 1/3, V = 1/4 + 2/9
+    assert ratio == pytest.approx(math.exp((2 - 5 / 6) / (17 / 36)))
+    assert (low, high) == pytest.approx([ratio * math.exp(sign * 1.96 / math.sqrt(17 / 36)) for sign in (-1, 1)])
+    assert tables.compare_times([(early, late)] * 2)[0] == pytest.approx(2 / 36)
+    assert tables.compare_times([(early, late), (late, early)])[0] == 1
+    p, (mirrored, *_) = tables.compare_times([(late, early)])
+    assert p == pytest.approx(2 / 6) and mirrored == pytest.approx(1 / ratio)
+
+
+def test_runs_are_censored_at_their_end_and_never_carried_on():
+    runs = [run(LASTS), run(STOPPED), run(LASTS[:60]), run(LOSES), run(COMES_BACK)]
+    times = [(100, False), (40, True), (60, False), (51, True), (4, True)]
+    assert tables.failure_times(runs) == times
+    assert tables.failure_times([run(LOSES)], factor=2) == [(100, False)]
+    edge = curve(*[WELL] * 9, (1.0, 90.0, 0.02))
+    assert tables.failure_times([run(edge)], bound=0.01) == [(10, False)]
+    # where none fails nothing is known
+    p, (ratio, low, high) = tables.compare_times([([run(LASTS)], [run(LASTS)])])
+    assert (p, low, high) == (1, 0, math.inf) and math.isnan(ratio)
+
+
+def test_intervals_are_clopper_and_pearson_s():
+    assert tables.interval(0, 10) == pytest.approx((0, 1 - 0.025**0.1))
+    assert tables.interval(10, 10) == pytest.approx((0.025**0.1, 1))
+    assert tables.interval(18, 20) == pytest.approx((0.683, 0.988), abs=0.0005)
+    assert tables.k_of_n_and_interval([run(STOPPED)] * 18 + [run(LASTS)] * 2) == "18 of 20 (68 to 99 %)"
+
+
+def test_fisher_s_p_of_all_of_3_against_none_of_3_is_1_in_10():
+    assert tables.fisher([run(STOPPED)] * 3, [run(LASTS)] * 3) == pytest.approx(2 / 20)
+    assert tables.fisher([run(LOSES)] * 3, [run(LASTS)] * 3, factor=2) == 1
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def test_a_new_experiment_has_its_rows_whatever_its_seeds_and_epochs():
+    new = [run(LASTS, 99, 0), run(fails_in(41, of=150), 99, 7, epochs=150, optimizer="SGD(lr=0.1; lr=0.01 on stn)")]
+    others = [run(STOPPED), run(LASTS, dataset="mnist"), run(LASTS, digits="embedded"), run(LASTS[:2], limit=600)]
+    cells = rows(tables.results(new + others))
+    assert [line[0] for line in cells] == [
+        "1: made up, embedded digits",
+        "1: made up, 600 images",
+        "1: made up",
+        "1: made up, plain digits",
+        "99: made up",
+    ]
+    wanted = "99: made up|0.1307|0.3081|0|SGD 0.01|100, 150|1 of 2|90.0 (90.0 to 90.0)|0.80"
+    assert cells[-1] == wanted.split("|")
+    assert rows(tables.all_results(new))[0][:3] == ["99: made up", "1 of 2 (1 to 99 %)", "-, 41 cl"]
+    assert tables.rates_of("Adam(lr=0.00095 on a, b; lr=0.01 on c)") == "Adam 0.00095, 0.01"
+
+
+def test_variants_have_rows_in_the_full_table_alone():
+    runs = [run(LASTS, 17, variant=rate, title=f"at {rate}") for rate in (0.1, 0.02)]
+    assert rows(tables.results(runs)) == []
+    assert [line[0] for line in rows(tables.all_results(runs))] == ["17: at 0.02", "17: at 0.1"]
+
+
+def test_black_is_what_normalization_makes_of_it():
+    runs = [run(LASTS, 1), run(LASTS, 4, fill=-0.1307 / 0.3081), run(LASTS, 2, mean=0, std=1), run(LASTS, 5, fill=0.5)]
+    assert [line[3] for line in rows(tables.results(runs))] == ["0", "0", "black", "0.5"]
+
+
+def test_stopped_runs_are_marked_and_have_no_end():
+    ends = curve(*[WELL] * 95, *[(1.0, 60.0, 0.9)] * 5, **{"stn/scale": 1.2, "stn/spread": None})
+    ends[0] |= {"test/accuracy": 95.0, "stn/scale": 0.6}
+    (cells,) = rows(tables.all_results([run(STOPPED), run(ends, seed=1)]))
+    assert cells[2:] == [
+        "40 c†, -",  # the 5 epochs of a lost solution are not there
+        "87.50 (80.00 to 95.00)",
+        "75.00",  # the median of five epochs at 90 and five at 60
+        "1.20",  # the stopped run is never over 80 %
+        "0.70 (0.60 to 0.80)",
+        "1.20",
+        "0.80",
+        "-",
+        "1, 1",
+        "-, 1",
+    ]
+    (cells,) = rows(tables.all_results([run(STOPPED)]))
+    assert cells[4] == cells[7] == cells[9] == "-"
+
+
+@pytest.mark.parametrize(
+    "history, cell", [(LASTS, "-"), (STOPPED, "40 c†"), (fails_in(40), "40 cl"), (LOSES, "51 l"), (COMES_BACK, "4 cl")]
+)
+def test_a_failure_says_which_event_it_was(history, cell):
+    assert tables.failure(run(history)) == cell
+
+
+def test_what_became_of_a_collapsed_run_is_told_only_where_it_was_trained_on():
+    still = LASTS[:80] + fails_in(81)[80:]
+    moves = [row | {"stn/scale": 1 + row["epoch"] % 2 / 10} for row in COMES_BACK]
+    twice = COMES_BACK[:80] + [row | {"epoch": row["epoch"] + 77} for row in COMES_BACK[3:23]]
+    runs = [run(LASTS), run(STOPPED, seed=1), run(still, seed=2), run(moves, 2), run(twice, 2, 1)]
+    assert rows(tables.afterwards(runs)) == [
+        "1, seed 2|81|0|81|90.00|-|11.35".split("|"),
+        "2, seed 0|4 to 70|0.001|-|70.00|75.00|75.00".split("|"),
+        "2, seed 1|4 to 70 and 81|0.001|81|70.00|75.00|11.35".split("|"),
+    ]
+
+
+def test_published_runs_failed_when_their_accuracy_is_that_of_one_class_to_the_end():
+    theirs = {1: [50.0, 89.0, 11.35, 11.4], 2: [11.35, 90.0], 3: [90.0]}
+    assert rows(tables.published([run(STOPPED), run(LASTS, 2)], theirs)) == [
+        "1: made up|89.00|3|80.00|1 of 1|40 c†".split("|"),
+        "2: made up|90.00|-|90.00|0 of 1|-".split("|"),
+    ]
+    accuracies = tables.read_published(tables.ASSETS)
+    assert {number: tables.one_class_from(curve) for number, curve in accuracies.items()} == {1: 21, 2: 74}
+
+
+def test_cures_are_ordered_by_what_their_runs_can_rule_out():
+    better = curve(*[(1.0, 95.0, 0.9)] * 100)
+    runs = [run(STOPPED), *(run(LASTS, 7, seed) for seed in range(3)), run(better, 8), run(STOPPED, 4)]
+    runs += [run(LASTS, 10, seed) for seed in range(5)] + [run(better, 11, seed) for seed in range(3)]
+    cells = rows(tables.cures(runs))
+    assert [(line[1], line[2]) for line in cells] == [
+        ("1", "1 of 1"),
+        ("10", "0 of 5"),
+        ("11", "0 of 3"),
+        ("7", "0 of 3"),
+        ("8", "0 of 1"),
+        ("4", "1 of 1"),
+    ]
+    assert cells[1][0].startswith('`{"params": model.stn.parameters(), "lr": 0.001}`') and cells[0][4] == "-"
+
+
+def test_other_definitions_of_failure_stand_side_by_side():
+    edge = curve(*[WELL] * 99, (1.0, 90.0, 0.02))
+    adam = [run(LASTS, 7, seed, optimizer="Adam(lr=0.0001)") for seed in range(3)]
+    runs = [run(STOPPED), run(edge, seed=1), run(LOSES, seed=2), *adam]
+    other = [run(STOPPED, 11, max_grad_norm=1), run(STOPPED, 13, transformer="class"), run(STOPPED, 1, dataset="mnist")]
+    *cells, sgd, none, p = rows(tables.robustness(runs + other))
+    assert cells[0] == ["1: made up", "3 of 3", "2 of 3", "2 of 3"]
+    assert sgd[1:] == ["3 of 3", "2 of 3", "2 of 3"] and none[1:] == ["0 of 3"] * 3
+    assert p[1:] == ["0.1", "0.4", "0.4"]
+
+
+def test_the_parts_of_normalization_are_compared_within_strata():
+    early, late = ([fails_in(epoch) for epoch in epochs] for epochs in ((10, 20), (30, 40)))
+    runs = [run(history, number, seed) for number in (1, 5) for seed, history in enumerate(early)]
+    assert rows(tables.tests(runs)) == []  # nothing to compare with
+    runs += [run(history, number, seed) for number in (2, 6) for seed, history in enumerate(late)]
+    std, mean = rows(tables.tests(runs))
+    # exp(E / V) of two strata is that of one, with half the variance of its logarithm
+    assert std[:2] == ["divided by std, against not", "1 against 6 and 5 against 2"]
+    assert std[2] == "12 (1.6 to 89), p = 0.056" and std[2] == std[3] == std[4]
+    assert mean[2].startswith("1 (") and mean[2].endswith("p = 1")
+
+
+def test_a_comparison_has_a_row_once_both_sides_have_runs():
+    runs = [run(STOPPED, 1, seed) for seed in range(3)]
+    assert rows(tables.comparisons(runs)) == []
+    runs += [run(LASTS, 10, seed, optimizer="SGD(lr=0.001 on stn; lr=0.01 on classifier)") for seed in range(3)]
+    (cells,) = rows(tables.comparisons(runs))
+    assert cells[1:4] == ["10, 1", "0 of 3 (0 to 71 %)", "3 of 3 (29 to 100 %)"]
+    assert cells[4:8] == ["0.1"] * 3 + ["+10.00"]
+
+
+def test_the_clock_tells_old_seeds_from_new_and_marks_runs_that_last():
+    history = curve(*[(1.0, 30.0, 0.9)] * 4, *[WELL] * 25, *[BLIND] * 71)  # 50 % in epoch 5, failed in epoch 30
+    never = curve(*[(1.0, 30.0, 0.9)] * 3, *[BLIND] * 97)
+    runs = [run(history), run(never, seed=1), run(LASTS[:1] + history[1:], seed=2), run(LASTS, seed=4)]
+    cells = rows(tables.clock(runs))
+    assert cells[0] == "yes|old, exploratory|3|2|3 (1 to 5)|30 (30 to 30)|6.0, 30.0|18.0".split("|")
+    assert cells[1] == "yes|new|1|1|1|-|>100.0|100.0".split("|")
+    assert [line[2] for line in cells[2:]] == ["0", "0"]
+
+
+def test_rates_count_the_runs_that_reached_20_epochs_as_they_were_then():
+    def ends(scale, epochs=20):
+        return curve(*[WELL] * epochs, **{"stn/scale": scale})
+
+    late = ends(0.9) + fails_in(21)[20:]  # what comes after does not count
+    runs = [run(ends(0.9), 17, 0, variant=0.01), run(late, 17, 1, variant=0.01)]
+    runs += [run(ends(1.05), 17, 0, variant=0.05), run(ends(1.2), 17, 1, variant=0.05)]
+    runs += [run(fails_in(3, of=20), 17, 0, variant=0.1), run(ends(2.0, 19), 17, 1, variant=0.001)]
+    cells = rows(tables.rates([single | {"dataset": "mnist"} for single in runs] + runs[:1]))
+    assert [line[:5] for line in cells] == [
+        ["plain", "0.01", "0 of 2", "0 of 2", "0.90 (0.90 to 0.90)"],
+        ["plain", "0.05", "0 of 2", "1 of 2", "1.12 (1.05 to 1.20)"],
+        ["plain", "0.1", "1 of 1", "0 of 1", "0.80"],
+        ["cluttered", "0.01", "0 of 1", "0 of 1", "0.90"],
+    ]
+    assert rows(tables.rates_bounds(runs)) == [["cluttered", "0.01", "0.05"]]
+
+
+def test_the_gradient_before_a_failure_is_compared_with_the_run_s_earlier_epochs():
+    history = fails_in(10)
+    for row in history:
+        row |= {"train/grad_norm": 2.0, "train/grad_norm_max": 12.0 if 7 <= row["epoch"] <= 9 else 4.0}
+    unknown = [row | {"train/grad_norm": None, "train/grad_norm_max": None} for row in history]
+    runs = [run(history), run(unknown, seed=1), run(LASTS, seed=2), run(fails_in(4), seed=3)]
+    cells, last = rows(tables.gradient_before(runs))
+    assert cells == ["1, seed 0", "10", "6.00", "2.00", "3.00"]
+    assert last[0] == "it rises in 1 of 1, p = 1" and last[-1] == "3.00"
+
+
+def test_the_steps_that_were_clipped_are_counted_up_to_the_failure():
+    history = fails_in(4, of=10)
+    for row, share in zip(history, (0.1, 0.2, 0.6, *[0] * 7), strict=True):
+        row["train/clipped"] = share
+    (cells,) = rows(tables.clipped([run(history, 11, max_grad_norm=1, epochs=10), run(LASTS)]))
+    assert cells == ["11: made up", "1", "1", "20.00 (10.00 to 60.00)"]
+
+
+def replay(*rows, experiment=1, seed=4, epoch=51):
+    """Steps of (inside, active, gradient), the last of them step 0."""
+    keys = {"experiment": experiment, "variant": None, "dataset": "cluttered", "seed": seed, "epoch": epoch}
+    return [
+        keys | {"step": i - len(rows) + 1, "inside": inside, "active": active, tables.GRADIENT: gradient}
+        for i, (inside, active, gradient) in enumerate(rows)
+    ]
+
+
+def test_the_fatal_step_is_ranked_before_step_0_and_before_the_largest_drop():
+    steps = replay(*[(0.7, 0.3, 2.0)] * 250, (0.7, 0.3, 8.0), (0.2, 0.3, 3.0), (0.1, 0.05, 1.0), (0.005, 0.05, 1.0))
+    silent = replay(*[(0.7, 0.3, 2.0)] * 9, (0.7, 0.3, 6.0), (0.7, 0.0, 0.1), experiment=8)
+    runs = [run(LOSES, seed=4), run(LOSES, 8, 4)]
+    assert rows(tables.fatal_step(runs, [steps, silent])) == [
+        "1, seed 4|51|90.0|inside|200 of 200|0.5|-2|0.50|1 of 200|4.0".split("|"),
+        "8, seed 4|51|90.0|active|1 of 10|3.0|0|0.30|1 of 10|3.0".split("|"),
+    ]
+    counts = rows(tables.fatal_step_count([*runs, run(LOSES)], [steps, silent, replay(*[(0.0, 0.3, 2.0)] * 3, seed=0)]))
+    assert counts[0] == ["old, exploratory", "yes", "1", "1", "1"] and counts[2] == ["new", "yes", "2", "1", "2"]
+    with pytest.raises(RunError, match="a replay of experiment 8, dataset cluttered, seed 4, but runs.csv no such run"):
+        tables.fatal_step(runs[:1], [silent])
+
+
+# ---------------------------------------------------------------------------------------------------------------- pages
+
+
+def test_a_page_s_tables_are_replaced_and_nothing_else():
+    text = "a\n<!-- one -->\nold | \\1\n<!-- end of one -->\nb <!-- two words -->\n<!-- two -->\n<!-- end of two -->"
+    page = tables.with_tables(text, {"one": "| \\1 |\n", "two": "| y |\n", "three": ""})
+    assert page == text.replace("old | \\1\n", "| \\1 |\n").replace("<!-- two -->\n", "<!-- two -->\n| y |\n")
+    assert tables.with_tables(page, {"one": "| \\1 |\n", "two": "| y |\n"}) == page
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- one -->\n",
+        "<!-- end of one -->",
+        "<!-- one --><!-- end of one -->",
+        "<!-- end of one -->\n<!-- one -->\n",
+        "<!-- one -->\n<!-- one -->\n<!-- end of one -->",
+    ],
+)
+def test_a_place_that_is_not_whole_is_named(text):
+    with pytest.raises(RunError, match="no whole place for the table one"):
+        tables.with_tables(text, {"one": "| x |\n"})
+
+
+def test_a_place_of_no_table_is_named():
+    with pytest.raises(RunError, match="a place for a table other, which is none of one, two"):
+        tables.with_tables("<!-- other -->\n<!-- end of other -->", {"one": "", "two": ""})
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return tables.make_tables()
+
+
+def test_every_committed_run_is_in_the_tables(committed):
+    runs = collect.read_runs()
+    assert all(table.endswith("|\n") and rows(table) is not None for table in committed.values())
+    assert len(rows(committed["all_results"])) == len(tables.group(runs))
+    assert sum(int(line[-1]) for line in rows(committed["machines"])) == len(runs)
+    assert len(rows(committed["fatal_step"])) == len(tables.read_deaths(tables.ASSETS))
+    assert sum(int(line[2]) for line in rows(committed["fatal_step_count"])) == len(rows(committed["fatal_step"]))
+
+
+def test_a_new_run_in_the_csv_files_is_in_the_tables_with_no_other_change(tmp_path):
+    for name in ("published_runs.csv", "deaths.csv"):
+        shutil.copy(tables.ASSETS / name, tmp_path)
+    added = [run(LASTS, 99), run(fails_in(9, of=50), 99, 1, epochs=50)]
+    collect.write_runs([*collect.read_runs(), *(new | summarize(new["history"]) for new in added)], tmp_path)
+    new = tables.make_tables(tmp_path)
+    assert rows(new["results"])[-1][5:7] == ["100, 50", "1 of 2"]
+    assert rows(new["all_results"])[-1][2] == "-, 9 cl"
+
+
+@pytest.mark.parametrize("page", ["README.md", "assets/README.md"])
+def test_the_pages_hold_what_the_csv_files_say(page, committed):
+    if (ROOT / page).exists():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert tables.with_tables(text, committed) == text
