@@ -608,6 +608,12 @@ def describe_optimizer(optimizer, model):
     return f"{type(optimizer).__name__}({'; '.join(groups)})"
 
 
+def describe_transformer(transformer):
+    """The class's name, and its source where it is a script's own."""
+    own = transformer.__module__ != stn.__name__
+    return " ".join(inspect.getsource(transformer).split()) if own else transformer.__name__
+
+
 def describe_machine(device):
     """Device, CPU, threads and versions. On Linux the CPU with family and model, which tell clouds' apart."""
     try:
@@ -738,10 +744,12 @@ def run_experiment(
     script = inspect.currentframe().f_back.f_globals
     name = Path(script["__file__"]).stem
     args = parse_arguments(name, script["__doc__"], epochs, dataset)
-    own = transformer.__module__ != stn.__name__  # then its source tells what it does
-    look = " ".join(inspect.getsource(transformer).split()) if own else transformer.__name__
     settings = {"experiment": name, "variant": variant, "mean": mean, "std": std, "fill": fill, "optimizer": None}
-    settings |= {"transformer": look, "max_grad_norm": max_grad_norm, "batch_size": BATCH_SIZE}
+    settings |= {
+        "transformer": describe_transformer(transformer),
+        "max_grad_norm": max_grad_norm,
+        "batch_size": BATCH_SIZE,
+    }
     settings |= {key: getattr(args, key) for key in ("dataset", "digits", "limit", "seed")}
     other = (variant, args.dataset != dataset and args.dataset, args.seed and f"seed{args.seed}")
     other += (args.limit != 60000 and f"limit{args.limit}",)
