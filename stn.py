@@ -22,7 +22,7 @@ from torch import nn
 
 def sides(size):
     """Turns a side in pixels, or (height, width), into (height, width). Raises ValueError if it is neither."""
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise ValueError(f"a size is {size}, but should be a side in pixels or (height, width)")
     return pair

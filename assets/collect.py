@@ -25,10 +25,13 @@ TEXTS += ("torch", "torchvision", "numpy")
 
 
 def number(text):
-    """What a cell says: a number, the whole ones as int; None if it is empty."""
+    """What a cell says: a number, the whole ones as int; None if it is empty; else its text."""
     if text == "":
         return None
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        return text
     return int(value) if value.is_integer() else value
 
 
@@ -36,8 +39,7 @@ def read_table(path):
     """Returns the rows of a CSV file as dicts, numbers as numbers, empty cells as None."""
     with open(path, newline="") as file:
         return [
-            {key: text if key in TEXTS or text == "unknown" else number(text) for key, text in row.items()}
-            for row in csv.DictReader(file)
+            {key: text if key in TEXTS else number(text) for key, text in row.items()} for row in csv.DictReader(file)
         ]
 
 
@@ -76,10 +78,10 @@ def read_runs(assets=ASSETS):
 def write_runs(runs, assets=ASSETS):
     """Writes runs, as `read_runs` returns them, in the order of their keys."""
     runs = sorted(runs, key=order)
-    write_table(assets / "runs.csv", [*KEY, *SETTINGS, *FACTS, *OUTCOME], runs)
     rows = [{name: run[name] for name in KEY} | row for run in runs for row in run["history"]]
     rows = [row | {tag: float(f"{row[tag]:.6g}") for tag in TAGS if row[tag] is not None} for row in rows]
-    write_table(assets / "results.csv", [*KEY, "epoch", *TAGS], rows)
+    write_table(assets / "results.csv", [*KEY, "epoch", *TAGS], rows)  # first: a run needs its epochs
+    write_table(assets / "runs.csv", [*KEY, *SETTINGS, *FACTS, *OUTCOME], runs)
 
 
 def read_folder(folder):
@@ -88,13 +90,20 @@ def read_folder(folder):
         run = json.loads((folder / "run.json").read_text())
         run["experiment"] = int(run["experiment"].rpartition("_")[2])
         run["history"] = read_table(folder / "metrics.csv")[: run["epoch"]]
-        missing = [name for name in (*KEY, *SETTINGS, *FACTS) if name not in run]
+        missing = [name for name in (*KEY, *SETTINGS, *FACTS, *OUTCOME) if name not in run]
+        if len(run["history"]) < run["epoch"]:
+            raise ValueError(f"metrics.csv has {len(run['history'])} of {run['epoch']} epochs")
         missing += [name for name in ("epoch", *TAGS) if any(name not in row for row in run["history"])]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder} holds no run of this version: its run.json or metrics.csv says {error!r}") from error
     if missing:
         raise RunError(f"{folder} holds no run of this version: {missing[0]} is missing in run.json or metrics.csv")
     return run
+
+
+def ended(run):
+    """Whether a run has come to its last epoch, or was stopped by --stop-on-collapse."""
+    return run["epoch"] >= run["epochs"] or run["collapsed"] == run["epoch"]
 
 
 def collect(log_dir, assets=ASSETS):
@@ -105,17 +114,18 @@ def collect(log_dir, assets=ASSETS):
     runs = {key_of(run): run for run in read_runs(assets)}
     for folder in folders:
         run = read_folder(folder)
-        ended = run["epoch"] >= run["epochs"]
         before = runs.get(key_of(run), {"epoch": 0} | {name: run[name] for name in SETTINGS})
         differs = [f"{name} was {before[name]}, is {run[name]}" for name in SETTINGS if before[name] != run[name]]
         if differs:
             raise RunError(
                 f"{folder} has other settings than that run in runs.csv ({'; '.join(differs)}): nothing added"
             )
-        if not ended or run["epoch"] < before["epoch"]:
+        if not ended(run):
             print(f"left out, not finished: {folder}, {run['epoch']} of {run['epochs']} epochs")
-            continue
-        runs[key_of(run)] = run
+        elif run["epoch"] < before["epoch"]:
+            print(f"left out, shorter: {folder}, {run['epoch']} epochs, of which runs.csv has {before['epoch']}")
+        else:
+            runs[key_of(run)] = run
     write_runs(runs.values(), assets)
     print(f"{len(runs)} runs are in {assets / 'runs.csv'}")
 

@@ -1,346 +1,602 @@
-"""Makes the figures here and the README's tables of results from results.csv and published_runs.csv, in seconds:
+"""Makes every figure here from the CSV files, and puts the tables into README.md and assets/README.md, in seconds:
 
     python assets/make_figures.py
 
-and results.csv, every epoch of every finished run, from the run folders in LOG_DIR (which are added to what it holds):
-
-    python assets/make_figures.py collect LOG_DIR
+Figures are 8.5 inches wide at 200 dots an inch, so that at half size their letters are those of a page.
 """
 
 import csv
-import json
-import re
+import io
+import math
 import statistics
 import sys
-from collections import Counter
+import textwrap
 from itertools import groupby
 from pathlib import Path
 
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Polygon, Rectangle
+from PIL import Image
 
 ASSETS = Path(__file__).parent
-ROOT = ASSETS.parent
-sys.path.insert(0, str(ROOT))
-from common import TAGS, collapsed, lost_solution  # noqa: E402
+sys.path[:0] = [str(ASSETS), str(ASSETS.parent)]
+from collect import KEY, key_of, read_runs, read_table  # noqa: E402
+from tables import best_before, make_tables, read_deaths, run_of, with_tables  # noqa: E402
 
-EPOCHS = {1: 100, 2: 100, 3: 150, 4: 100, 5: 100, 6: 100, 7: 150}  # as the scripts pin them
-NAMES = {
-    1: "1: normalized, SGD",
-    2: "2: not normalized, SGD",
-    3: "3: not normalized, Adam",
-    4: "4: normalized, black fill, SGD",
-    5: "5: scale alone, SGD",
-    6: "6: shift alone, SGD",
-    7: "7: normalized, Adam",
+from common import CANVAS, RunError, collapsed, lost_solution, outlines, write  # noqa: E402
+
+WIDTH = 8.5  # inches
+STYLE = {
+    "savefig.dpi": 200,
+    "figure.constrained_layout.use": True,
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 0.9,
+    "hatch.linewidth": 0.7,
 }
 # Okabe and Ito's colours, which the colour-blind can tell apart
-COLORS = dict(enumerate(("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"), start=1))
-RUN = ("experiment", "seed", "dataset", "digits", "device")
-AXES = {"test/accuracy": "test accuracy (%)", "test/loss": "test loss (nats)", "train/loss": "train loss (nats)"}
-AXES |= {"stn/scale": "scale (side of sampled region / of image)"}
-SCALES = (0.5, 1, 2, 5, 10, 20)  # ticks of a logarithmic axis
+BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#BBBBBB"
+SCALE_COLORS = LinearSegmentedColormap.from_list("scale", (BLUE, "#F4F4F4", VERMILION))  # no dark end: black is apart
+SCALE_COLORS = SCALE_COLORS.with_extremes(bad="black")
+SCALES = (0.5, 0.7, 1, 1.4, 2, 3, 5)  # ticks of a logarithmic axis
+RATES = LogNorm(2e-5, 0.1)
+RATE_COLORS = LinearSegmentedColormap.from_list("rate", matplotlib.colormaps["viridis"](np.linspace(0, 0.93, 256)))
+LABELS = {
+    "test/accuracy": "test accuracy (%)",
+    "test/loss": "test loss",
+    "train/loss": "train loss",
+    "stn/scale": "scale",
+    "stn/inside": "inside",
+    "stn/spread": "spread",
+    "train/grad_norm": "gradient's norm",
+}
+RATE = "learning rate of the localization net"
+ONE_MAP = 0.01  # spread under which the regions' centres are one place for all images
 
 
-def collect(log_dir):
-    """Adds the finished runs in `log_dir` to results.csv; one of the same settings there is replaced."""
-    runs = read_runs()
-    for path in sorted(Path(log_dir).glob("classification_experiment_*/run.json")):
-        run = json.loads(path.read_text())
-        number = int(run["experiment"].rpartition("_")[2])
-        history = read_rows(path.with_name("metrics.csv"))
-        if run["limit"] != 60000 or (len(history) < EPOCHS[number] and not collapsed(history)):
-            print(f"left out, not a finished run on all images: {path.parent}")
-            continue
-        runs[number, run["seed"], run["dataset"], run["digits"]] = history, run["device"]
-    with open(ASSETS / "results.csv", "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*RUN, "epoch", *TAGS])
-        for key, (history, device) in sorted(runs.items()):
-            writer.writerows([*key, device, row["epoch"], *(f"{row[tag]:.6g}" for tag in TAGS)] for row in history)
+DATASETS = {  # colour, marker, side and name
+    "mnist": (BLUE, "o", 28, "plain digits, 28 x 28"),
+    "cluttered": (VERMILION, "D", CANVAS, f"cluttered digits, {CANVAS} x {CANVAS}"),
+}
 
 
-def read_rows(path):
-    """Returns the rows of a CSV file of numbers, the whole ones as int."""
-    with open(path, newline="") as file:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    return [{key: int(value) if value.is_integer() else value for key, value in row.items()} for row in rows]
+class MissingError(Exception):
+    """What a figure shows is not there yet; its message says what."""
 
 
-def read_runs():
-    """Returns {(experiment, seed, dataset, digits): (history, device)} of results.csv."""
-    runs = {}
-    if (ASSETS / "results.csv").exists():
-        with open(ASSETS / "results.csv", newline="") as file:
-            for key, rows in groupby(csv.DictReader(file), key=lambda row: [row[name] for name in RUN]):
-                history = [{"epoch": int(row["epoch"])} | {tag: float(row[tag]) for tag in TAGS} for row in rows]
-                runs[int(key[0]), int(key[1]), key[2], key[3]] = history, key[4]
-    return runs
+# ----------------------------------------------------------------------------------------------------------------- data
 
 
-def histories_by_experiment(dataset="cluttered"):
-    """Returns {experiment: [history of each seed]} of the runs on a dataset with the full digits."""
-    histories = {}
-    for (number, _, *data), (history, _) in read_runs().items():
-        if data == [dataset, "full"]:
-            histories.setdefault(number, []).append(history)
-    return histories
+def read_study(assets):
+    """The runs of `collect.read_runs` on all images of the full digits."""
+    return [run for run in read_runs(assets) if (run["digits"], run["limit"]) == ("full", 60000)]
 
 
-def read_published():
-    """Returns {experiment: history} of the two published runs, with test accuracy and test loss."""
+def read_published(assets):
+    """Returns {experiment: history} of the published runs, with test accuracy and test loss."""
     published = {}
-    with open(ASSETS / "published_runs.csv", newline="") as file:
+    with open(assets / "published_runs.csv", newline="") as file:
         for row in csv.DictReader(file):
-            history = published.setdefault(int(row["experiment"].rpartition("_")[2]), [])
             figures = {"test/accuracy": float(row["test_accuracy_percent"]), "test/loss": float(row["test_loss"])}
+            history = published.setdefault(int(row["experiment"].rpartition("_")[2]), [])
             history.append({"epoch": int(row["epoch"])} | figures)
     return published
 
 
-def read_deaths():
-    """Returns {(experiment, seed, epoch): steps around the death of a transformer in it} of deaths.csv."""
-    deaths = {}
-    for row in read_rows(ASSETS / "deaths.csv"):
-        deaths.setdefault((row["experiment"], row["seed"], row["epoch"]), []).append(row)
-    return deaths
+def by_experiment(runs):
+    """Returns {(dataset, experiment): runs}, without the experiments whose runs have variants."""
+    grouped = {}
+    for run in runs:
+        if run["variant"] is None:
+            grouped.setdefault((run["dataset"], run["experiment"]), []).append(run)
+    return dict(sorted(grouped.items()))
 
 
-def published_collapse(history):
-    """First epoch from which on the accuracy rounds to 11.3 or 11.4 % to the end, for curves that carry no `inside`."""
-    alive = [row["epoch"] for row in history if not 11.25 <= row["test/accuracy"] < 11.45]
-    return alive[-1] + 1 if alive[-1] < len(history) else None
+def column(history, name):
+    """The values of a figure over the rows of a history, NaN where it was not recorded."""
+    return np.array([math.nan if row[name] is None else row[name] for row in history], dtype=float)
 
 
-def carry_on(history, epochs):
-    """Continues a run that was stopped at its collapse with its last values, so that no median is over survivors."""
-    return history + [history[-1] | {"epoch": epoch} for epoch in range(len(history) + 1, epochs + 1)]
+# --------------------------------------------------------------------------------------------------------------- states
 
 
-def best_epoch(history):
-    """The row of the highest test accuracy."""
-    return max(history, key=lambda row: row["test/accuracy"])
+def states(assets):
+    """Eight digits in each state of states.npz, a row a state: where the transformer looks, and what it returns."""
+    if not (assets / "states.npz").exists():
+        raise MissingError("no states.npz")
+    file = np.load(assets / "states.npz")
+    images, side = file["images"], file["images"].shape[-1]
+    room, seen, gap = 1.6 * side, 0.8 * side, 0.1 * side  # sides of a tile and of what is returned
+    cell = room + seen + 4 * gap
+    figure = Figure(figsize=(WIDTH, 0.63 * len(file["names"])))
+    for axes, name, thetas, returned in zip(
+        figure.subplots(len(file["names"]), 1), file["names"], file["theta"], file["seen"], strict=True
+    ):
+        outline = outlines(torch.from_numpy(thetas), side).numpy()
+        for i, image in enumerate(images):
+            left, pad, grey = i * cell, (room - side) / 2, {"cmap": "gray", "vmin": 0}
+            tile = Rectangle((left, 0), room, room, color="#333333", zorder=-1)
+            axes.add_patch(tile)
+            axes.imshow(image, extent=(left + pad, left + pad + side, pad + side, pad), vmax=1, **grey)
+            place = (left + room + gap, left + room + gap + seen, (room + seen) / 2, (room - seen) / 2)
+            axes.imshow(returned[i], extent=place, vmax=255, **grey)
+            region = Polygon(outline[i] + (left + pad, pad), fill=False, edgecolor="#ff8000", linewidth=1.2)
+            axes.add_patch(region).set_clip_path(tile)
+        axes.set(xlim=(0, len(images) * cell), ylim=(room, 0), xticks=[], yticks=[])
+        axes.set_ylabel(textwrap.fill(str(name), 10), rotation=0, ha="right", va="center")
+        axes.spines[:].set_visible(False)
+    return figure
 
 
-def blind_epochs(history):
-    """The epochs in which a run is collapsed."""
-    return [row["epoch"] for row in history if collapsed([row])]
+# ------------------------------------------------------------------------------------------------------------- timeline
 
 
-def survivors(histories, epochs):
-    """Number of runs that are not collapsed before training and after epoch 1, 2, ..., `epochs`: one may come back."""
-    blind = [set(blind_epochs(carry_on(history, epochs))) for history in histories]
-    return [sum(epoch not in each for each in blind) for epoch in range(epochs + 1)]
+def timeline_strip(history):
+    """What the timeline shows of a run, epoch by epoch.
+
+    Returns log2 of scale, masked where the transformer looks off the image (inside under 0.05), whether it has one map
+    for all images (spread under 0.01; where that is not recorded: no), and the epoch that loses the solution, or None.
+    """
+    off_the_image = [collapsed([row]) is not None for row in history]
+    one_map = (column(history, "stn/spread") < ONE_MAP) & ~np.array(off_the_image)
+    return np.ma.array(np.log2(column(history, "stn/scale")), mask=off_the_image), one_map, lost_solution(history)
 
 
-def draw_runs(axes, histories, number, tag):
-    """Draws each run as a thin line, dotted where its last values are carried on."""
-    for i, history in enumerate(histories):
-        label = f"{NAMES[number]} (n = {len(histories)})" if i == 0 else None
-        rest = carry_on(history, EPOCHS[number])[len(history) - 1 :]
-        for rows, style in ((history, "-"), (rest, ":")):
-            curve = [row["epoch"] for row in rows], [row[tag] for row in rows]
-            axes.plot(*curve, style, color=COLORS[number], linewidth=1, label=label if style == "-" else None)
+def wrap(title, width):
+    """Breaks a title into lines, at its commas alone."""
+    return textwrap.wrap(title.replace(" ", "\xa0").replace(",\xa0", ", "), width, break_long_words=False)
 
 
-def compare(runs, numbers, published, path):
-    """Draws test accuracy, test loss and train loss of experiments over the epochs, the published runs dashed."""
-    figure = Figure(figsize=(15, 5.5), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for axes, tag in zip(panels, ("test/accuracy", "test/loss", "train/loss"), strict=True):
-        for number in numbers:
-            draw_runs(axes, runs[number], number, tag)
-            if number in published and tag in published[number][0]:
-                curve = [row["epoch"] for row in published[number]], [row[tag] for row in published[number]]
-                axes.plot(*curve, "--", color=COLORS[number], label=f"{number}: published (n = 1)", linewidth=1.5)
-        axes.set_xlabel("epoch", fontsize=14)
-        axes.set_ylabel(AXES[tag], fontsize=14)
-        axes.tick_params(labelsize=12)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=13)
-    figure.savefig(path, dpi=100)
+def timeline(assets):
+    """A strip a run, a cell an epoch, of the experiments without variants; the figure is as tall as they are many."""
+    places, titles, top = [], {}, 0.0
+    for (dataset, number), runs in by_experiment(read_study(assets)).items():
+        lines = wrap(f"{number}: {runs[0]['title']}" + (", plain digits" if dataset == "mnist" else ""), 32)
+        height = max(len(runs), 1.4 * len(lines))
+        middle = top + height / 2
+        places += [(run, middle - len(runs) / 2 + i) for i, run in enumerate(runs)]
+        titles["\n".join(lines)] = middle
+        top += height + 0.8
+    if not places:
+        raise MissingError("no runs")
+
+    figure = Figure(figsize=(WIDTH, 0.11 * top + 1.3))
+    ratios = {"height_ratios": (1.2, top), "width_ratios": (3, 1, 3, 1)}
+    panels = figure.subplot_mosaic([["bar", ".", "legend", "."], ["strips"] * 4], gridspec_kw=ratios)
+    axes, norm = panels["strips"], Normalize(-1, 1)
+    small = {"va": "center", "fontsize": 6.5}
+    for run, y in places:
+        colors, one_map, lost = timeline_strip(run["history"])
+        edges = (0.5, len(colors) + 0.5, y + 0.92, y + 0.08)
+        axes.imshow(colors[None], SCALE_COLORS, norm, aspect="auto", interpolation="nearest", extent=edges)
+        spans = [(i + 0.5, 1) for i in np.flatnonzero(one_map)]
+        axes.broken_barh(spans, (y + 0.08, 0.84), facecolor="none", edgecolor="black", hatch="/////", linewidth=0)
+        if lost:
+            axes.plot(lost, y + 0.5, "v", color="black", markersize=6, markeredgecolor="white", markeredgewidth=0.9)
+        recorded = any(row["stn/spread"] is not None for row in run["history"])
+        axes.text(-0.5, y + 0.5, f"{run['seed']}{' ' if recorded else '*'}", ha="right", **small)
+        stopped = ", stopped" if run["epoch"] < run["epochs"] else ""
+        axes.text(len(colors) + 2, y + 0.5, f"{run['best_accuracy']:.1f}{stopped}", **small)
+    last = max(len(run["history"]) for run, _ in places)
+    axes.text(-0.5, -0.6, "seed ", ha="right", **small)
+    axes.text(last + 9, -0.6, "at a strip's end: its best accuracy, %", ha="right", **small)
+    axes.set(xlim=(0.5, last + 9), ylim=(top - 0.5, -1), xlabel="epoch")
+    axes.set_xticks([1, *range(25, last + 1, 25)])
+    axes.set_yticks([*titles.values()], [*titles])
+    axes.tick_params("y", length=0, pad=16)
+    axes.spines["left"].set_visible(False)
+
+    bar = figure.colorbar(ScalarMappable(norm, SCALE_COLORS), panels["bar"], orientation="horizontal", extend="both")
+    bar.set_ticks(np.log2(SCALES[:5]), labels=[f"{scale:g}" for scale in SCALES[:5]])
+    bar.ax.set_title("zooms in  \N{LEFTWARDS ARROW}  scale  \N{RIGHTWARDS ARROW}  shrinks the image")
+    handles = [
+        Patch(color="black", label="off the image (inside < 0.05)"),
+        Patch(facecolor="none", edgecolor="black", hatch="/////", linewidth=0, label="one map for all images"),
+        Line2D([], [], color="black", marker="v", linewidth=0, markersize=7, label="loses its solution"),
+    ]
+    if any(run["history"][0]["stn/spread"] is None for run, _ in places):
+        handles.append(
+            Line2D([], [], linewidth=0, marker="$*$", color="black", label="one map or not was not recorded")
+        )
+    panels["legend"].legend(handles=handles, loc="center left")
+    panels["legend"].set_axis_off()
+    return figure
 
 
-def what_collapses(runs, path):
-    """Draws how many runs of each experiment are not collapsed, and their scale with each lost solution marked."""
-    figure = Figure(figsize=(15, 6.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for place, (number, histories) in enumerate(sorted(runs.items())):
-        count = survivors(histories, EPOCHS[number])
-        shifted = [value + 0.02 * place for value in count]  # so that equal curves do not hide each other
-        label = f"{NAMES[number]} (n = {len(histories)})"
-        left.step(range(len(count)), shifted, where="post", color=COLORS[number], linewidth=2, label=label)
-        draw_runs(right, histories, number, "stn/scale")
-        for history in histories:
-            if lost := lost_solution(carry_on(history, EPOCHS[number])):
-                right.plot(lost, history[lost - 1]["stn/scale"], "X", color=COLORS[number], markersize=11)
-    cross = right.plot([], [], "X", color="grey", markersize=11, label="lost its solution")
-    right.set_yscale("log")
-    right.set_yticks(SCALES, map(str, SCALES))
-    left.set_yticks(range(max(map(len, runs.values())) + 1))
-    left.set_ylabel("seeds that are not collapsed", fontsize=14)
-    right.set_ylabel(AXES["stn/scale"], fontsize=14)
-    for axes in (left, right):
-        axes.set_xlabel("epoch", fontsize=14)
-        axes.tick_params(labelsize=12)
-    handles = [*left.get_legend_handles_labels()[0], *cross]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=13)
-    figure.savefig(path, dpi=100)
+# -------------------------------------------------------------------------------- the localization net's learning rate
 
 
-def steps_of_death(path):
-    """Draws what happens in the steps around the death of each transformer in deaths.csv."""
-    figure = Figure(figsize=(15, 9), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True)
+def over_the_rate(runs):
+    """Returns {dataset: {rate: the last row of each seed}} of the runs with variants, which are their rates."""
+    curves = {}
+    for run in runs:
+        if run["variant"] is not None:
+            curves.setdefault(run["dataset"], {}).setdefault(run["variant"], []).append(run["history"][-1])
+    if all(len(rates) < 2 for rates in curves.values()):
+        raise MissingError("no runs at several learning rates of the localization net")
+    return curves
+
+
+def draw_over_the_rate(axes, curves, tag, by_side=False):
+    """Draws a figure of the last epoch over the rate, a point a seed and a line through the medians.
+
+    Of scale, runs that are off the image are black points at the top edge; in the medians they are larger than any.
+    `by_side` draws over rate x (side / 28)^2.
+    """
+    for dataset, rates in sorted(curves.items(), reverse=True):
+        color, marker, side, label = DATASETS[dataset]
+        factor, shift = (side / 28) ** 2 if by_side else 1, 0.94 if dataset == "mnist" else 1.06
+        medians = []
+        for rate, rows in rates.items():
+            x = rate * factor * shift * np.linspace(0.95, 1.05, len(rows))  # beside each other
+            off = np.array([tag == "stn/scale" and collapsed([row]) is not None for row in rows])
+            values = np.where(off, math.inf, column(rows, tag))
+            medians.append(statistics.median(values))
+            style = {"markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.4}
+            axes.plot(x[~off], values[~off], marker, color=color, **style)
+            if off.any():
+                edge = {"transform": axes.get_xaxis_transform(), "clip_on": False, "color": "black"}
+                axes.plot(x[off], np.ones(off.sum()), marker, **edge, **style)
+                axes.set_title("  off the image:", loc="left", y=1, pad=-3)
+        xs = [rate * factor * shift for rate in rates]
+        axes.plot(xs, [math.nan if value == math.inf else value for value in medians], color=color, zorder=1)
+        axes.plot([], [], color=color, marker=marker, markersize=4, label=label)
+    axes.set(xscale="log", xlabel=RATE + (" x (side / 28)²" if by_side else ""), ylabel=LABELS[tag])
+    axes.xaxis.set_major_formatter("{x:g}")
+    if tag == "stn/scale":
+        axes.axhline(1, color="grey", linewidth=0.6, zorder=0)
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_yticks(SCALES, map(str, SCALES))
+        axes.yaxis.minorticks_off()
+        axes.set_ylim(min(low, 0.8), max(high, 1.3) * 1.1)
+
+
+def rates(assets):
+    """Scale after the last epoch over the localization net's learning rate, for the first screen."""
+    curves = over_the_rate(read_study(assets))
+    figure = Figure(figsize=(7, 3.3))
+    axes = figure.subplots()
+    draw_over_the_rate(axes, curves, "stn/scale")
+    axes.set_ylabel("scale after the last epoch")
+    ticks = sorted({rate for rates in curves.values() for rate in rates})
+    axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
+    axes.minorticks_off()
+    axes.legend(loc="upper left", bbox_to_anchor=(0, 0.93))
+    beside = {"transform": axes.get_yaxis_transform(), "color": "dimgrey"}
+    axes.text(1.01, 1.02, "shrinks\nthe image", va="bottom", **beside)
+    axes.text(1.01, 0.98, "zooms in", va="top", **beside)
+    return figure
+
+
+def rates_full(assets):
+    """All figures of the last epoch over the rate, and scale over the rate times the square of the images' side."""
+    curves = over_the_rate(read_study(assets))
+    figure = Figure(figsize=(WIDTH, 5.2))
+    panels = figure.subplot_mosaic([["stn/scale", "stn/inside", "stn/spread"], ["test/accuracy", "by side", "by side"]])
+    for tag in ("stn/scale", "stn/inside", "stn/spread", "test/accuracy"):
+        draw_over_the_rate(panels[tag], curves, tag)
+    draw_over_the_rate(panels["by side"], curves, "stn/scale", by_side=True)
+    figure.legend(*panels["by side"].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------------- failures
+
+
+def choose_failures(deaths, runs):
+    """Chooses two replays of `read_deaths`, one a kind, as {kind: steps from 60 before the fatal one to 60 after}.
+
+    20 steps after it a transformer is off the image if inside is under 0.02 and more than 0.1 of its hidden units are
+    active, and has one map for all images if none is active. Of each kind it is one that recorded spread, if there is
+    one, and of those the one whose run had the best accuracy in the epochs before.
+
+    Raises MissingError if there is none of a kind.
+    """
+    kinds = {"off the image": [], "one map for all images": []}
+    for steps in deaths:
+        after = next((step for step in steps if step["step"] == 20), None)
+        if after and after["inside"] < 0.02 and after["active"] > 0.1:
+            kinds["off the image"].append(steps)
+        elif after and after["active"] == 0:
+            kinds["one map for all images"].append(steps)
+    for kind, of_kind in kinds.items():
+        if not of_kind:
+            raise MissingError(f"no failure in deaths.csv that ends with: {kind}")
+        best = max(of_kind, key=lambda steps: (steps[0]["spread"] is not None, best_before(steps, runs)))
+        kinds[kind] = [step for step in best if -60 <= step["step"] <= 60]
+    return kinds
+
+
+def failures(assets):
+    """Two failures, as `choose_failures` chooses them, a column each: what the transformer does, step by step."""
+    runs = read_study(assets)
+    chosen = choose_failures(read_deaths(assets), runs)
     names = {
         "inside": "inside",
-        "active": "active hidden units (fraction)",
-        "gradient of the localization net": "gradient of the localization net (L2 norm)",
-        "scale": AXES["stn/scale"],
+        "active": "active hidden\nunits (fraction)",
+        "spread": "spread",
+        "gradient of the localization net": "gradient of the\nlocalization net",
     }
-    for axes, (name, label) in zip(panels.flat, names.items(), strict=True):
-        drawn = Counter()
-        for (number, seed, epoch), rows in sorted(read_deaths().items()):
-            curve = [row["step"] for row in rows], [row[name] for row in rows]
-            style = {"color": COLORS[number], "linestyle": ("-", "--", ":", "-.")[drawn[number] % 4], "linewidth": 1}
-            drawn[number] += 1
-            axes.plot(*curve, **style, label=f"{NAMES[number]}, seed {seed}, epoch {epoch}")
-        axes.set_ylabel(label, fontsize=14)
-        axes.tick_params(labelsize=12)
-    panels[1, 1].set_yscale("log")
-    panels[1, 1].set_yticks(SCALES[:-2], map(str, SCALES[:-2]))
-    panels[1, 1].minorticks_off()
+    names = {name: label for name, label in names.items() if any(rows[0][name] is not None for rows in chosen.values())}
+    figure = Figure(figsize=(WIDTH, 0.6 + 1.2 * len(names)))
+    panels = figure.subplots(len(names), 2, sharex=True, sharey="row", squeeze=False)
+    for axes, (kind, rows) in zip(panels.T, chosen.items(), strict=True):
+        run = run_of(rows, runs)
+        where = f"{run['experiment']}: {run['title']}, seed {run['seed']}, epoch {rows[0]['epoch']}"
+        axes[0].set_title(f"{kind}\n", fontsize=10, fontweight="bold")
+        axes[0].text(0.5, 1.06, where, transform=axes[0].transAxes, ha="center")
+        steps = [row["step"] for row in rows]
+        for panel, name in zip(axes, names, strict=True):
+            values = column(rows, name)
+            panel.axvline(0, color=VERMILION, linewidth=1.2)
+            panel.plot(steps, values, color=BLUE)
+            if name.startswith("gradient"):
+                panel.set_yscale("log")
+                zero = [step for step, value in zip(steps, values, strict=True) if value == 0]
+                edge = {"transform": panel.get_xaxis_transform(), "color": BLUE}
+                panel.plot(zero, [0.03] * len(zero), "s", markersize=2, **edge)
+                if zero:
+                    panel.text(1, 0.03, "0", va="center", color=BLUE, transform=panel.transAxes)
+            elif np.isnan(values).all():
+                panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center", color="grey")
+        axes[-1].set_xlabel("steps since the fatal one")
+    for panel, (name, label) in zip(panels[:, 0], names.items(), strict=True):
+        panel.set_ylabel(label)
+        if not name.startswith("gradient"):
+            panel.set_ylim(bottom=0)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------- curves over epochs
+
+
+def draw_seeds(axes, runs, tag):
+    """Draws a figure over the epochs, a thin line a seed, which changes its colour where it fails."""
+    for run in runs:
+        epochs, values = [row["epoch"] for row in run["history"]], column(run["history"], tag)
+        healthy = run["failed"] - 1 if run["failed"] else len(epochs)
+        axes.plot(epochs[:healthy], values[:healthy], color=BLUE)
+        axes.plot(epochs[max(0, healthy - 1) :], values[max(0, healthy - 1) :], color=VERMILION)
+
+
+def draw_behind(axes, runs, tag):
+    """Draws the runs that others are compared with, in grey behind them."""
+    for run in runs:
+        axes.plot([row["epoch"] for row in run["history"]], column(run["history"], tag), color=GREY, zorder=1)
+
+
+def draw_legend(figure, *others):
+    """Says above the panels what `draw_seeds` draws, and the lines `others`."""
+    lines = [
+        Line2D([], [], color=BLUE, label="a seed"),
+        Line2D([], [], color=VERMILION, label="a seed that has failed"),
+    ]
+    figure.legend(handles=[*lines, *others], loc="outside upper center", ncols=4)
+
+
+def compare(assets, first, second):
+    """Test accuracy, test loss and train loss of two experiments, a row each, and the published runs."""
+    experiments, published = by_experiment(read_study(assets)), read_published(assets)
+    for number in (first, second):
+        if ("cluttered", number) not in experiments:
+            raise MissingError(f"no runs of experiment {number}")
+    runs = {number: experiments["cluttered", number] for number in (first, second)}
+    figure = Figure(figsize=(WIDTH, 4.4))
+    tags = ("test/accuracy", "test/loss", "train/loss")
+    panels = figure.subplots(2, 3, sharex=True, sharey="col")
+    for row, number, other in zip(panels, (first, second), (second, first), strict=True):
+        for axes, tag in zip(row, tags, strict=True):
+            draw_behind(axes, runs[other], tag)
+            draw_seeds(axes, runs[number], tag)
+            theirs = published.get(number, [])
+            if tag != "train/loss" and theirs:
+                axes.plot([r["epoch"] for r in theirs], column(theirs, tag), "--", color="black", linewidth=1.1)
+            axes.set_ylabel(LABELS[tag])
+        row[0].set_title(f"{number}: {runs[number][0]['title']}", loc="left", fontweight="bold")
+    for axes in panels[1]:
+        axes.set_xlabel("epoch")
+    dashed = Line2D([], [], color="black", linestyle="--", label="the published run")
+    behind = Line2D([], [], color=GREY, label="the other row's seeds")
+    draw_legend(figure, dashed, behind)
+    return figure
+
+
+def cures(assets):
+    """Accuracy, scale and gradient of the experiments on experiment 1's images, a row each, 1 behind."""
+    experiments = by_experiment(read_study(assets))
+    base = experiments.pop(("cluttered", 1), [])
+    rows = {
+        number: runs
+        for (dataset, number), runs in experiments.items()
+        if base and dataset == "cluttered" and all(runs[0][name] == base[0][name] for name in ("mean", "std"))
+    }
+    if not rows:
+        raise MissingError("no runs of experiment 1 and of others on the same images")
+    figure = Figure(figsize=(WIDTH, 0.9 * len(rows) + 0.8))
+    tags = ("test/accuracy", "stn/scale", "train/grad_norm")
+    panels = figure.subplots(len(rows), 3, sharex=True, sharey="col", squeeze=False)
+    for axes in panels[0, 1:]:
+        axes.set_yscale("log")
+    for (number, runs), row in zip(rows.items(), panels, strict=True):
+        for axes, tag in zip(row, tags, strict=True):
+            draw_behind(axes, base, tag)
+            draw_seeds(axes, runs, tag)
+            if np.isnan(np.concatenate([column(run["history"], tag) for run in runs])).all():
+                axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color="grey")
+        failed = sum(run["failed"] is not None for run in runs)
+        label = "\n".join(wrap(f"{number}: {runs[0]['title']}", 28)) + f"\n{failed} of {len(runs)} failed"
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8)
+    for axes, tag in zip(panels[0], tags, strict=True):
+        axes.set_title(LABELS[tag], fontweight="bold")
     for axes in panels[-1]:
-        axes.set_xlabel("steps since the transformer died", fontsize=14)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=13)
-    figure.savefig(path, dpi=100)
+        axes.set_xlabel("epoch")
+    panels[0, 0].set(ylim=(0, 100), yticks=(0, 50, 100))
+    panels[0, 1].set_ylim(0.45, 3)  # off the image it goes anywhere
+    panels[0, 1].set_yticks((0.5, 1, 2), ("0.5", "1", "2"))
+    for axes in panels[:, 1:].flat:
+        axes.minorticks_off()
+    behind = Line2D([], [], color=GREY, label=f"1: {base[0]['title']}")
+    draw_legend(figure, behind)
+    return figure
 
 
-def median_and_range(values):
-    middle = f"{statistics.median(values):.2f}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.2f} to {max(values):.2f})"
+# ------------------------------------------------------------------------------------------------------------------ why
 
 
-def each(events):
-    """An event in each seed."""
-    return ", ".join("-" if event is None else str(event) for event in events)
+def rate_color(rate):
+    return RATE_COLORS(RATES(rate))
 
 
-def collapse(history):
-    """When a run is collapsed: "31" from there to its end, "4 to 26 and 28" where it came back; None if it never is."""
-    spells = []
-    for epoch in blind_epochs(history):
-        if spells and spells[-1][-1] == epoch - 1:
-            spells[-1].append(epoch)
-        else:
-            spells.append([epoch])
-    ends = [f" to {spell[-1]}" if spell[-1] < len(history) else "" for spell in spells]
-    return " and ".join(f"{spell[0]}{end}" for spell, end in zip(spells, ends, strict=True)) or None
+def plain_sgd(assets):
+    """The keys of the runs of SGD, for which the limit is 2 / lr."""
+    return {key_of(run) for run in read_study(assets) if run["optimizer"].startswith("SGD")}
 
 
-def stands_still(history):
-    """First epoch from which on scale and inside are the same to the run's end, or None if for under three epochs."""
-    seen = [(row["stn/scale"], row["stn/inside"]) for row in history]
-    first = next(i for i in range(len(seen)) if set(seen[i:]) == {seen[-1]})
-    return first + 1 if len(seen) - first >= 3 else None
+def sharpness_over_scale(axes, assets):
+    """Draws the sharpness over scale, a point an epoch of a run that sees the image, and the limit of each rate of SGD.
 
-
-def results_table(runs, plain, published):
-    """The README's table of results, in Markdown: `runs` on cluttered digits, `plain` ones, and the published."""
-    lines = [
-        "| experiment | seeds | best accuracy, % | collapsed in epoch | lost its solution in epoch "
-        "| scale at epoch 20 | scale at best epoch | published: best accuracy, % | published: collapsed in epoch |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    rows = [(NAMES[number], number, histories, published.get(number)) for number, histories in sorted(runs.items())]
-    rows += [(f"{NAMES[number]}, plain digits", number, histories, None) for number, histories in sorted(plain.items())]
-    for name, number, histories, theirs in rows:
-        best = [best_epoch(history) for history in histories]
-        carried = [carry_on(history, EPOCHS[number]) for history in histories]
-        cells = (
-            name,
-            len(histories),
-            median_and_range([row["test/accuracy"] for row in best]),
-            each(map(collapse, histories)),
-            each(map(lost_solution, carried)),
-            median_and_range([history[19]["stn/scale"] for history in carried]),
-            median_and_range([row["stn/scale"] for row in best]),
-            f"{max(row['test/accuracy'] for row in theirs):.2f}" if theirs else "",
-            published_collapse(theirs) if theirs else "",
+    A point is at the smaller step of the differences; the line from it ends at the larger one's.
+    """
+    sgd, points = plain_sgd(assets), {}
+    for row in read_table(assets / "sharpness.csv"):
+        if row["sharpness"] > 0 and not collapsed([{"epoch": row["epoch"], "stn/inside": row["inside"]}]):
+            points.setdefault((*key_of(row), row["epoch"]), []).append(row)
+    for (*key, _), rows in points.items():
+        rows.sort(key=lambda row: row["step"])
+        color, x = rate_color(rows[0]["lr"]), [row["scale"] for row in rows]
+        axes.plot(x, [row["sharpness"] for row in rows], color=color, linewidth=0.5, alpha=0.4)
+        marker = "o" if tuple(key) in sgd else "^"
+        axes.plot(
+            x[0],
+            rows[0]["sharpness"],
+            marker,
+            color=color,
+            markersize=3.5,
+            markeredgecolor="white",
+            markeredgewidth=0.3,
         )
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+    for rate in sorted({rows[0]["lr"] for (*key, _), rows in points.items() if tuple(key) in sgd}):
+        axes.axhline(2 / rate, color=rate_color(rate), linestyle="--", linewidth=1)
+        axes.text(1.02, 2 / rate, f"2 / {rate:g}", transform=axes.get_yaxis_transform(), va="center", fontsize=7)
+    axes.set(xscale="log", yscale="log", xlabel="scale", ylabel="sharpness")
+    axes.set_xticks(SCALES, map(str, SCALES))
+    axes.minorticks_off()
+    axes.set_title("all runs that see the image")
+    for style, label in (("o", "SGD"), ("^", "Adam"), ("-", "to a larger\ndifference")):
+        axes.plot([], [], style, color="grey", markersize=4, label=label)
+    axes.legend(loc="lower left", handlelength=1)
 
 
-def afterwards_table(runs):
-    """The README's table of what became of runs that collapsed and were trained to their last epoch, in Markdown."""
-    lines = [
-        "| run | collapsed in epoch | inside meanwhile | still from epoch | best accuracy before, % | after, % |",
-        "|---|---|---|---|---|---|",
-    ]
-    for (number, seed, dataset, digits), (history, _) in sorted(runs.items()):
-        blind = blind_epochs(history)
-        if not blind or len(history) < EPOCHS[number] or (dataset, digits) != ("cluttered", "full"):
-            continue
-        inside = [history[epoch - 1]["stn/inside"] for epoch in blind]
-        before = history[: blind[0] - 1]
-        after = [row for row in history[blind[0] :] if row["epoch"] not in blind]
-        cells = (
-            f"{number}, seed {seed}",
-            collapse(history),
-            " to ".join(dict.fromkeys(f"{bound:.1g}" for bound in (min(inside), max(inside)))),
-            stands_still(history) or "-",
-            *(f"{best_epoch(rows)['test/accuracy']:.2f}" if rows else "-" for rows in (before, after)),
-        )
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+def sharpness_over_epochs(axes, assets):
+    """Draws lr x sharpness over the epochs of the runs of SGD, with the limit at 2."""
+    sgd, smallest = plain_sgd(assets), {}
+    for row in read_table(assets / "sharpness.csv"):
+        if key_of(row) in sgd and row["sharpness"] > 0:
+            smallest.setdefault(key_of(row), {}).setdefault(row["step"], []).append(row)
+    for steps in smallest.values():
+        rows = steps[min(steps)]
+        values = [row["lr"] * row["sharpness"] for row in rows]
+        axes.plot([row["epoch"] for row in rows], values, color=rate_color(rows[0]["lr"]), linewidth=0.7)
+    axes.axhline(2, color="black", linestyle="--", linewidth=1)
+    axes.text(1, 2, "2", transform=axes.get_yaxis_transform(), va="center")
+    axes.set(yscale="log", xlabel="epoch", ylabel="learning rate x sharpness")
+    axes.set_title("the runs of SGD")
 
 
-# what the README counts, in words such as "experiments 1 and 4: 2 of 3 collapsed"; the longer first, to be matched
-COUNTED = {
-    "with scale over 1 at the best epoch": lambda history, epochs: best_epoch(history)["stn/scale"] > 1,
-    "collapsed or lost its solution": lambda history, epochs: (
-        collapsed(history) or lost_solution(carry_on(history, epochs))
-    ),
-    "collapsed": lambda history, epochs: collapsed(history),
+def hand_over(axes, assets):
+    """Draws the accuracy over the steps since Adam's solution was handed over to SGD, a line a shuffle."""
+    names = (*KEY, "epoch", "rate", "classifier_rate", "shuffle")
+    for (*_, rate, _, _), rows in groupby(
+        read_table(assets / "hand_over.csv"), key=lambda row: tuple(row[name] for name in names)
+    ):
+        rows = list(rows)
+        style = {"color": rate_color(rate)} if rate else {"color": "black", "linestyle": ":"}
+        axes.plot([row["step"] for row in rows], column(rows, "test/accuracy"), linewidth=0.6, **style)
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xticks((0, 1, 10, 100, 400), ("0", "1", "10", "100", "400"))
+    axes.set(xlabel="steps of SGD", ylabel=LABELS["test/accuracy"], xlim=(0, 400), ylim=(0, 100))
+    axes.set_title("Adam's solution, handed over to SGD")
+    axes.plot([], [], ":", color="black", label="localization net frozen")
+    axes.legend(loc="lower left")
+
+
+def why(assets):
+    """Scale against sharpness, sharpness over the epochs, and the hand-over to SGD; those whose data are there."""
+    parts = {"sharpness.csv": (sharpness_over_scale, sharpness_over_epochs), "hand_over.csv": (hand_over,)}
+    there = [draw for name, draws in parts.items() if (assets / name).exists() for draw in draws]
+    missing = [name for name in parts if not (assets / name).exists()]
+    if not there:
+        raise MissingError(f"no {' and no '.join(missing)}")
+    for name in missing:
+        print(f"left out: part of why.png, no {name}")
+    figure = Figure(figsize=(WIDTH, 3.4))
+    panels = figure.subplots(1, len(there), squeeze=False)[0]
+    for axes, draw in zip(panels, there, strict=True):
+        draw(axes, assets)
+    bar = figure.colorbar(ScalarMappable(RATES, RATE_COLORS), ax=panels, location="bottom", label=RATE, aspect=80)
+    ticks = ("0.00003", "0.0001", "0.0003", "0.001", "0.003", "0.01", "0.03", "0.1")
+    bar.set_ticks([float(rate) for rate in ticks], labels=ticks)
+    return figure
+
+
+FIGURES = {
+    "states.png": states,
+    "timeline.png": timeline,
+    "rates.png": rates,
+    "rates_full.png": rates_full,
+    "failures.png": failures,
+    "classification_experiment_2_vs_1.png": lambda assets: compare(assets, 1, 2),
+    "classification_experiment_3_vs_2.png": lambda assets: compare(assets, 2, 3),
+    "cures.png": cures,
+    "why.png": why,
 }
 
 
-def count(text, runs):
-    """Returns the README's text with every such count as it is in `runs`, wherever its lines break."""
+def make_figures(assets):
+    """Writes the figures into the folder that holds the CSV files; says which are left out, and what they lack."""
+    with matplotlib.rc_context(STYLE):
+        for name, draw in FIGURES.items():
+            try:
+                figure = draw(assets)
+            except MissingError as missing:
+                print(f"left out: {name}, {missing}")
+                continue
+            drawn, file = io.BytesIO(), io.BytesIO()
+            figure.savefig(drawn)
+            Image.open(drawn).convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+                file, "PNG", optimize=True
+            )
+            write(assets / name, file.getvalue())
 
-    def counted(match):
-        before, words = match[1], match[2]
-        holds = COUNTED[" ".join(words.split())]
-        numbers = [int(digit) for digit in re.findall(r"\d", before)]
-        seen = [bool(holds(run, EPOCHS[n])) for n in numbers for run in runs.get(n, [])]
-        return f"{before}{sum(seen)} of {len(seen)}{words}"
 
-    words = "|".join(COUNTED).replace(" ", r"\s")
-    return re.sub(rf"(experiments?\s\d[\d,\sand]*:\s)\d+ of \d+(\s(?:{words}))", counted, text)
-
-
-def with_numbers(readme):
-    """Returns the README's text with its tables and counts as results.csv has them."""
-    runs, plain = histories_by_experiment(), histories_by_experiment("mnist")
-    tables = {"results": results_table(runs, plain, read_published()), "afterwards": afterwards_table(read_runs())}
-    for name, table in tables.items():
-        head, tail = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        readme = re.sub(f"(?s){head}.*?{tail}", f"{head}{table}{tail}", readme)
-    return count(readme, runs)
+def put_tables(assets):
+    """Puts the tables between their markers in the two READMEs."""
+    tables = make_tables(assets)
+    for page in (assets.parent / "README.md", assets / "README.md"):
+        if page.exists():
+            write(page, with_tables(page.read_text(), tables).encode())
 
 
 def main():
-    if sys.argv[1:2] == ["collect"] and len(sys.argv) == 3:
-        return collect(sys.argv[2])
-    if sys.argv[1:]:
-        sys.exit(__doc__)
-    runs, published = histories_by_experiment(), read_published()
-    for first, second in ((1, 2), (2, 3)):
-        if first in runs and second in runs:
-            compare(runs, (first, second), published, ASSETS / f"classification_experiment_{second}_vs_{first}.png")
-    what_collapses(runs, ASSETS / "what_collapses.png")
-    steps_of_death(ASSETS / "steps_of_death.png")
-    readme = ROOT / "README.md"
-    readme.write_text(with_numbers(readme.read_text()))
+    if len(sys.argv) != 1:
+        sys.exit("usage: python assets/make_figures.py, without arguments")
+    try:
+        make_figures(ASSETS)
+        put_tables(ASSETS)
+    except (RunError, OSError) as error:
+        sys.exit(f"make_figures.py: error: {error}")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def measure(device, count, pairs):
 
     loops = (
         partial(reference_epoch, reference, sgd(reference), loader, device),
-        partial(common.train, project, sgd(project), *resident, to_batch, "this project"),
+        partial(common.train, project, sgd(project), *resident, to_batch),
     )
     seconds = [], []
     for _ in range(pairs + 1):

@@ -1,15 +1,28 @@
+import ast
+import errno
 import gzip
 import hashlib
+import io
+import os
 import shutil
+import ssl
+import threading
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from numpy.lib.stride_tricks import sliding_window_view
+from torchvision.datasets import utils
 
 import common
+
+URLOPEN = urllib.request.urlopen
+REFUSED = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate"
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +48,80 @@ def mnist(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "UNPACKED", unpacked)
     monkeypatch.setattr(common.MNIST, "resources", archives)
 
-    def no_network(*_, **__):
-        raise URLError("no network in this test")
-
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    return tmp_path
+    yield tmp_path
+    common.socket.setdefaulttimeout(None)
+
+
+def no_network(*_, **__):
+    raise URLError("no network in this test")
+
+
+def bad_certificate(*_, **__):
+    raise URLError(ssl.SSLCertVerificationError(1, REFUSED))
+
+
+def contents(folder):
+    """All that is in a folder: names, and the bytes of files."""
+    return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def serve(mnist, monkeypatch):
+    """Puts a server on this machine where MNIST's are; it answers with `answer(request, file)`, MNIST's file in bytes.
+
+    Returns the names of the files that it was asked for, in that order.
+    """
+    archives = {path.name: path.read_bytes() for path in mnist.rglob("*.gz")}
+    servers = []
+
+    def start(answer):
+        asked = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked.append(self.path[1:])
+                answer(self, archives[self.path[1:]])
+
+            def log_message(self, *_):
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setattr(common.MNIST, "mirrors", [f"http://127.0.0.1:{servers[-1].server_port}/"] * 2)
+        monkeypatch.setattr(urllib.request, "urlopen", URLOPEN)
+        monkeypatch.setenv("no_proxy", "*")
+        return asked
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def send(request, data, length=None):
+    request.send_response(200)
+    request.send_header("Content-Length", str(length or len(data)))
+    request.end_headers()
+    request.wfile.write(data)
+
+
+def forbid(request, file):
+    request.send_error(403)
+
+
+def send_page(request, file):
+    send(request, b"<html>Please log in.</html>")
+
+
+def break_off(request, file):
+    """The last of the four files is sent by half."""
+    last = "t10k-labels" in request.path
+    send(request, file[: len(file) // 2] if last else file, len(file))
+
+
+def hang_up(request, file):
+    request.close_connection = True
 
 
 def test_the_embedded_digits_hold_every_class_equally_often_in_both_parts(digits):
@@ -158,12 +240,110 @@ def test_damaged_files_are_named_and_kept_where_no_whole_ones_can_be_had(mnist, 
         common.load_digits(mnist, digits)
 
 
-def test_no_files_and_no_network_is_the_one_case_for_the_embedded_digits(mnist, capsys):
+def test_what_is_downloaded_is_put_in_place_whole_and_never_again(mnist, serve):
+    whole = contents(mnist / "MNIST")
     shutil.rmtree(mnist / "MNIST")
-    assert common.load_digits(mnist)[2] == "embedded"
-    assert "5,000 EMBEDDED digits" in capsys.readouterr().err
-    with pytest.raises(common.RunError, match="cannot be downloaded: copy its files to .* or use --digits embedded"):
+    asked = serve(send)
+    (images, _), _, which = common.load_digits(mnist / "new" / "folder")
+    assert which == "full" and images.shape == (60, 28, 28)
+    assert contents(mnist / "new" / "folder" / "MNIST") == whole and len(set(asked)) == 4
+    assert [path.name for path in (mnist / "new" / "folder").iterdir()] == ["MNIST"]
+    asked.clear()
+    assert common.load_digits(mnist / "new" / "folder")[2] == "full" and not asked
+
+
+def test_only_what_is_not_whole_is_downloaded(mnist, serve):
+    whole, raw = contents(mnist), mnist / "MNIST" / "raw"
+    (raw / "t10k-labels-idx1-ubyte.gz").unlink()
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(b"damaged")
+    asked = serve(send)
+    assert common.load_digits(mnist)[2] == "full" and set(asked) == {"t10k-labels-idx1-ubyte.gz"}
+    assert contents(mnist) == whole
+
+
+FAILURES = [
+    (no_network, "no network in this test"),
+    (bad_certificate, "CERTIFICATE_VERIFY_FAILED"),
+    (forbid, "HTTP Error 403: Forbidden"),
+    (send_page, "not found or corrupted"),
+    (break_off, "not found or corrupted"),
+    (hang_up, "Remote end closed connection"),
+]
+
+
+@pytest.fixture(params=FAILURES, ids=lambda failure: failure[0].__name__)
+def failure(request, serve, monkeypatch):
+    """Makes downloads fail, and says in which words."""
+    how, words = request.param
+    if how in (no_network, bad_certificate):
+        monkeypatch.setattr(urllib.request, "urlopen", how)
+    else:
+        serve(how)
+    return words
+
+
+def test_a_download_that_fails_leaves_nothing_and_says_why_each_time(mnist, failure, capsys):
+    shutil.rmtree(mnist / "MNIST")
+    said = []
+    for _ in range(2):
+        assert common.load_digits(mnist)[2] == "embedded"
+        assert contents(mnist) == {}
+        said.append([line for line in capsys.readouterr().err.splitlines() if "!!!" in line or failure in line])
+    assert said[0] == said[1] and len(said[0]) == 4 and "5,000 EMBEDDED digits" in said[0][1]
+    assert failure in said[0][3] and "!!!" not in said[0][3]
+    with pytest.raises(common.RunError) as error:
         common.load_digits(mnist, "full")
+    assert failure in str(error.value) and "\n" not in str(error.value)
+    assert f"copy its files to {mnist}/MNIST/raw, or use --digits embedded" in str(error.value)
+    assert contents(mnist) == {}
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte.gz"])
+def test_whatever_fails_what_the_user_put_there_stays(mnist, failure, name):
+    raw = mnist / "MNIST" / "raw"
+    (raw / "t10k-labels-idx1-ubyte").unlink()
+    (raw / "train-images-idx3-ubyte.gz").unlink()
+    (raw / "t10k-labels-idx1-ubyte.gz").unlink()
+    (raw / name).write_bytes(b"damaged")
+    for path in (mnist / "notes.txt", mnist / "MNIST" / "notes.txt", raw / "train-images.bak"):
+        path.write_text("mine")
+    before = contents(mnist)
+    for digits in ("auto", "full"):
+        with pytest.raises(common.RunError, match=f"{raw / name} is damaged") as error:
+            common.load_digits(mnist, digits)
+        assert failure in str(error.value) and contents(mnist) == before
+    (raw / name).unlink()
+    del before[(raw / name).relative_to(mnist)]
+    assert common.load_digits(mnist)[2] == "embedded" and contents(mnist) == before
+
+
+def test_three_started_together_without_a_network_all_go_on_with_the_embedded_digits(mnist, monkeypatch):
+    shutil.rmtree(mnist / "MNIST")
+    together = threading.Barrier(3, timeout=10)
+
+    def wait_for_all(*_, **__):
+        together.wait()
+        raise URLError("no network in this test")
+
+    monkeypatch.setattr(urllib.request, "urlopen", wait_for_all)
+    with ThreadPoolExecutor(3) as threads:
+        loaded = threads.map(lambda _: common.load_digits(mnist)[2], range(3))
+    assert [*loaded] == ["embedded"] * 3 and contents(mnist) == {}
+
+
+def test_three_that_download_together_all_have_the_full_digits(mnist, serve):
+    whole = contents(mnist)
+    shutil.rmtree(mnist / "MNIST")
+    together = threading.Barrier(3, timeout=10)
+
+    def send_to_all(request, file):
+        together.wait()
+        send(request, file)
+
+    serve(send_to_all)
+    with ThreadPoolExecutor(3) as threads:
+        loaded = threads.map(lambda _: common.load_digits(mnist)[2], range(3))
+    assert [*loaded] == ["full"] * 3 and contents(mnist) == whole
 
 
 def test_a_server_that_does_not_answer_is_no_network(mnist, monkeypatch):
@@ -177,16 +357,35 @@ def test_a_server_that_does_not_answer_is_no_network(mnist, monkeypatch):
     assert common.load_digits(mnist)[2] == "embedded"
 
 
-def test_a_folder_that_cannot_be_written_and_a_full_disk_are_errors(mnist, monkeypatch):
+def test_a_file_where_a_folder_should_be_is_an_error(mnist, serve):
     shutil.rmtree(mnist / "MNIST")
-    (mnist / "MNIST").write_text("a file where a folder should be")
+    (mnist / "MNIST").write_text("mine")
+    before = contents(mnist)
+    serve(send)
     with pytest.raises(OSError, match="MNIST"):
         common.load_digits(mnist)
-    (mnist / "MNIST").unlink()
+    assert contents(mnist) == before
 
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(urllib.request, "urlopen", full)
+def test_a_full_disk_is_an_error_and_no_reason_to_fall_back(mnist, serve, monkeypatch):
+    class OnFullDisk(io.FileIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("train-labels-idx1-ubyte", "train-labels-idx1-ubyte.gz"):
+        (mnist / "MNIST" / "raw" / name).unlink()
+    before = contents(mnist)
+    serve(send)
+    monkeypatch.setattr(utils, "open", OnFullDisk, raising=False)
     with pytest.raises(OSError, match="No space left"):
         common.load_digits(mnist)
+    assert contents(mnist) == before
+
+
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("*.py"), *ROOT.glob("assets/*.py")]), ids=lambda path: path.name)
+def test_the_lowest_python_that_the_requirements_install_on_can_read_it(path):
+    tree = ast.parse(path.read_text(), feature_version=(3, 10))
+    indices = [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
+    tuples = [index for index in indices if isinstance(index, ast.Tuple)]
+    # x[a, *b] is new in 3.11, and a newer Python's parser takes it all the same
+    assert not any(isinstance(part, ast.Starred) for index in tuples for part in index.elts)

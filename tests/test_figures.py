@@ -1,370 +1,278 @@
-"""What make_figures.py computes from results.csv, that the README says nothing else, and the replay of a collapse."""
+"""What make_figures.py draws from the CSV files: values, found in the figures before they become pixels."""
 
-import csv
 import shutil
-import statistics
 import sys
-from itertools import combinations, product
+import time
 
+import imageio.v3 as imageio
+import numpy as np
 import pytest
-import torch
 from conftest import ROOT
+from matplotlib.colors import to_hex
 
 import common
-import stn
-from common import TAGS, collapsed, lost_solution
+from common import TAGS
 
 sys.path.insert(0, str(ROOT / "assets"))
+import collect  # noqa: E402
 import make_figures  # noqa: E402
-import replay_death  # noqa: E402
-
-README = " ".join((ROOT / "README.md").read_text().split())
 
 
-def curve(*epochs):
-    """A history of (train loss, accuracy, inside), scale 0.8."""
+def history(*epochs):
+    """A history of (train loss, scale, inside, spread), an epoch each."""
+    names = ("train/loss", "stn/scale", "stn/inside", "stn/spread")
     return [
-        dict.fromkeys(TAGS, 0.8) | {"epoch": i, "train/loss": loss, "test/accuracy": accuracy, "stn/inside": inside}
-        for i, (loss, accuracy, inside) in enumerate(epochs, start=1)
+        dict.fromkeys(TAGS, 0.5) | {"epoch": i, "test/accuracy": 50 + i / 10} | dict(zip(names, figures, strict=True))
+        for i, figures in enumerate(epochs, start=1)
     ]
 
 
-LASTS = curve(*[(1.0, 90.0, 0.9)] * 100)
-STOPPED = curve(*[(1.0, 80.0, 0.9)] * 39, (2.3, 11.35, 0.0))
-COMES_BACK = curve(*[(1.0, 70.0, 0.9)] * 3, *[(2.3, 11.35, 0.001)] * 67, *[(1.0, 75.0, 0.9)] * 30)
+FINE, ONE_MAP, OFF = (1.0, 0.5, 0.9, 0.3), (1.2, 1.2, 0.7, 0.002), (2.3, 4.0, 0.01, 0.0)
 
 
-def test_a_run_that_was_stopped_at_its_collapse_keeps_its_last_values():
-    carried = make_figures.carry_on(STOPPED, 100)
-    assert [row["epoch"] for row in carried] == [*range(1, 101)]
-    assert carried[:40] == STOPPED and {row["test/accuracy"] for row in carried[39:]} == {11.35}
-    assert collapsed(carried) == 40 and lost_solution(carried) == 40 and lost_solution(STOPPED) is None
-    assert make_figures.carry_on(LASTS, 100) == LASTS
+def run(number, rows, *, seed=0, dataset="cluttered", variant=None, optimizer="SGD(lr=0.01)", epochs=None):
+    """A run as `collect.read_runs` returns it; of the images and normalization of experiment 1."""
+    names = (*collect.KEY, *collect.SETTINGS, *collect.FACTS)
+    settings = {"experiment": number, "variant": variant, "dataset": dataset, "digits": "full", "limit": 60000}
+    settings |= {"seed": seed, "mean": 0.1307, "std": 0.3081, "optimizer": optimizer, "title": f"title of {number}"}
+    settings |= {"epochs": epochs or len(rows), "history": rows}
+    return dict.fromkeys(names) | settings | common.summarize(rows)
 
 
-def test_survivors_are_the_runs_that_are_not_collapsed():
-    count = make_figures.survivors([LASTS, STOPPED, STOPPED[:20] + [STOPPED[-1] | {"epoch": 21}]], 100)
-    assert len(count) == 101
-    assert count[20] == 3 and count[21] == count[39] == 2 and count[40] == count[100] == 1
-    count = make_figures.survivors([STOPPED, COMES_BACK], 100)
-    assert [count[epoch] for epoch in (3, 4, 39, 40, 70, 71, 100)] == [2, 1, 1, 0, 0, 1, 1]
+@pytest.fixture
+def assets(tmp_path):
+    """A folder for CSV files that holds the published runs alone."""
+    folder = tmp_path / "assets"
+    folder.mkdir()
+    shutil.copy(ROOT / "assets" / "published_runs.csv", folder)
+    return folder
 
 
-def test_the_table_counts_every_seed():
-    header, rule, line = make_figures.results_table({2: [LASTS, STOPPED, COMES_BACK]}, {}, {}).splitlines()
-    assert header.count("|") == rule.count("|") == line.count("|") == 10
-    cells = [cell.strip() for cell in line.split("|")[1:-1]]
-    assert cells[1:] == [
-        "3",
-        "80.00 (75.00 to 90.00)",
-        "-, 40, 4 to 70",
-        "-, 40, 4",
-        "0.80 (0.80 to 0.80)",
-        "0.80 (0.80 to 0.80)",
-        "",
-        "",
+def axes_of(figure, ylabel=None, xlabel=None):
+    """The first axes of a figure that are labelled so."""
+    return next(a for a in figure.axes if a.get_ylabel() == ylabel or (xlabel and a.get_xlabel() == xlabel))
+
+
+def lines(axes, color):
+    """The curves (x, y) of a colour, those of the legend left out."""
+    curves = [line for line in axes.lines if len(line.get_xdata()) and to_hex(line.get_color()).upper() == color]
+    return [(list(line.get_xdata()), list(line.get_ydata())) for line in curves]
+
+
+# ------------------------------------------------------------------------------------------------------------- timeline
+
+
+def test_a_strip_is_black_off_the_image_hatched_for_one_map_and_marked_where_the_solution_is_lost(assets):
+    rows = history(*[FINE] * 3, *[ONE_MAP] * 2, *[OFF] * 6, FINE)
+    colors, one_map, lost = make_figures.timeline_strip(rows)
+    assert np.flatnonzero(colors.mask).tolist() == [5, 6, 7, 8, 9, 10]  # from epoch 6 to 11
+    assert np.flatnonzero(one_map).tolist() == [3, 4]  # where it looks off the image as well, that is what is shown
+    assert lost == 6 == common.lost_solution(rows)
+    assert colors[0] == -1 and colors[3] == pytest.approx(np.log2(1.2))
+
+    collect.write_runs([run(1, rows)], assets)
+    axes = axes_of(make_figures.timeline(assets), xlabel="epoch")
+    (image,), (hatched,) = axes.images, axes.collections
+    assert (image.get_array().mask == colors.mask).all()
+    assert to_hex(image.cmap.get_bad()) == "#000000"
+    assert hatched.get_hatch() and {x for path in hatched.get_paths() for x in path.vertices[:, 0]} == {3.5, 4.5, 5.5}
+    assert [list(line.get_xdata()) for line in axes.lines] == [[6]]
+
+
+def test_where_spread_was_not_recorded_nothing_is_hatched():
+    rows = [row | {"stn/spread": None} for row in history(*[ONE_MAP] * 3)]
+    assert not make_figures.timeline_strip(rows)[1].any()
+
+
+def test_a_new_experiment_is_in_the_timeline_and_among_the_cures(assets):
+    runs = [run(1, history(*[FINE] * 100)), run(1, history(*[FINE] * 80), dataset="mnist")]
+    runs += [run(99, history(*[FINE] * 120)), run(99, history(*[FINE] * 29, OFF), seed=1, epochs=120)]
+    runs += [run(17, history(*[FINE] * 20), variant=rate) for rate in (0.001, 0.1)]
+    collect.write_runs(runs, assets)
+
+    axes = axes_of(make_figures.timeline(assets), xlabel="epoch")
+    titles = [" ".join(label.get_text().split()) for label in axes.get_yticklabels()]
+    assert titles == ["1: title of 1", "99: title of 99", "1: title of 1, plain digits"]
+    assert [image.get_extent()[:2] for image in axes.images] == [[0.5, n + 0.5] for n in (100, 120, 30, 80)]
+    texts = [text.get_text() for text in axes.texts]
+    assert "62.0" in texts and "53.0, stopped" in texts  # the best accuracies of experiment 99
+
+    figure = make_figures.cures(assets)
+    assert len(figure.axes) == 3  # one row
+    assert figure.axes[0].get_ylabel().replace("\xa0", " ") == "99: title of 99\n1 of 2 failed"
+    (grey,) = lines(figure.axes[0], make_figures.GREY)
+    assert len(grey[0]) == 100
+
+
+def test_experiments_on_other_images_are_no_cures(assets):
+    collect.write_runs([run(1, history(FINE)), run(2, history(FINE)) | {"mean": 0, "std": 1}], assets)
+    with pytest.raises(make_figures.MissingError):
+        make_figures.cures(assets)
+
+
+def test_a_line_changes_its_colour_where_the_run_fails(assets):
+    collect.write_runs([run(1, history(FINE)), run(99, history(*[FINE] * 4, *[OFF] * 3))], assets)
+    scale = make_figures.cures(assets).axes[1]
+    assert lines(scale, make_figures.BLUE) == [([1, 2, 3, 4], [0.5] * 4)]
+    assert lines(scale, make_figures.VERMILION) == [([4, 5, 6, 7], [0.5, 4, 4, 4])]
+
+
+# ---------------------------------------------------------------------------------------------------------------- rates
+
+
+def test_scale_over_the_rate_has_a_point_a_seed_and_those_off_the_image_at_the_edge(assets):
+    last = {0.001: (0.8, 0.9, 1.0), 0.01: (1.2, 1.4, None), 0.1: (1.9, None, None)}  # scale, or off the image
+    runs = [
+        run(17, history(FINE, OFF if scale is None else (1.0, scale, 0.9, 0.3)), variant=rate, seed=seed)
+        for rate, scales in last.items()
+        for seed, scale in enumerate(scales)
+    ]
+    collect.write_runs(runs, assets)
+    axes = axes_of(make_figures.rates(assets), "scale after the last epoch")
+    *points, (xs, medians) = lines(axes, make_figures.VERMILION)
+    assert [ys for _, ys in points] == [[0.8, 0.9, 1.0], [1.2, 1.4], [1.9]]
+    assert medians == pytest.approx([0.9, 1.4, np.nan], nan_ok=True)  # off the image is larger than any scale
+    assert [ys for _, ys in lines(axes, "#000000")] == [[1], [1, 1]]  # of the height of the axes
+
+    by_side = axes_of(make_figures.rates_full(assets), xlabel=f"{make_figures.RATE} x (side / 28)²")
+    assert np.divide(lines(by_side, make_figures.VERMILION)[-1][0], xs) == pytest.approx((60 / 28) ** 2)
+
+
+def test_one_rate_is_no_curve(assets):
+    collect.write_runs([run(17, history(FINE), variant=0.001, seed=seed) for seed in (0, 1)], assets)
+    with pytest.raises(make_figures.MissingError):
+        make_figures.rates(assets)
+
+
+# ------------------------------------------------------------------------------------------------------------- failures
+
+
+def replay(seed, inside, active, spread=None, epoch=4):
+    """The steps of a replay after which inside and active are as given."""
+    names = ("experiment", "variant", "dataset", "seed", "epoch", "step", "inside", "active", "spread")
+    fine, after = (0.7, 0.3, spread), (inside, active, spread)
+    return [
+        dict(zip(names, (1, None, "cluttered", seed, epoch, step, *(fine if step < 0 else after)), strict=True))
+        for step in range(-200, 201)
     ]
 
 
-def test_a_run_may_collapse_more_than_once():
-    twice = COMES_BACK[:80] + [row | {"epoch": row["epoch"] + 77} for row in COMES_BACK[3:23]]
-    spells = [make_figures.collapse(history) for history in (LASTS, STOPPED, COMES_BACK, twice)]
-    assert spells == [None, "40", "4 to 70", "4 to 70 and 81"]
+def test_of_each_kind_the_failure_of_the_best_run_is_chosen_and_one_that_recorded_spread_before():
+    accuracies = {0: 60, 1: 90, 2: 80, 3: 70}  # before the failing epoch 4; after it all have more
+    runs = []
+    for seed, accuracy in accuracies.items():
+        rows = history(*[FINE] * 6)
+        rows = [row | {"test/accuracy": accuracy if row["epoch"] < 4 else 95 + seed} for row in rows]
+        runs.append(run(1, rows, seed=seed))
+    off = [replay(seed, 0.01, 0.3) for seed in (0, 1, 2)]
+    one_map = [replay(seed, 0.7, 0.0) for seed in (0, 3)]
+    neither = [replay(1, 0.01, 0.05), replay(1, 0.7, 0.3), replay(1, 0.01, 0.3)[:215]]
+
+    chosen = make_figures.choose_failures([*off, *one_map, *neither], runs)
+    assert {kind: steps[0]["seed"] for kind, steps in chosen.items()} == {
+        "off the image": 1,
+        "one map for all images": 3,
+    }
+    assert [step["step"] for step in chosen["off the image"]] == [*range(-60, 61)]
+
+    chosen = make_figures.choose_failures([*off, *one_map, replay(0, 0.01, 0.3, spread=0.2)], runs)
+    assert chosen["off the image"][0]["seed"] == 0
+    with pytest.raises(make_figures.MissingError, match="one map"):
+        make_figures.choose_failures(off, runs)
 
 
-def test_what_became_of_a_collapsed_run_is_told_only_where_it_was_trained_on():
-    still = LASTS[:80] + curve(*[(2.3, 11.35, 0.0)] * 100)[80:]
-    moves = [row | {"stn/scale": 1 + row["epoch"] % 2 / 10} for row in COMES_BACK]
-    histories = {(1, 0): LASTS, (1, 1): STOPPED, (1, 2): still, (2, 0): moves}
-    runs = {(*run, "cluttered", "full"): (history, "cpu") for run, history in histories.items()}
-    _, _, *lines = make_figures.afterwards_table(runs).splitlines()
-    assert lines == [
-        "| 1, seed 2 | 81 | 0 | 81 | 90.00 | - |",
-        "| 2, seed 0 | 4 to 70 | 0.001 | - | 70.00 | 75.00 |",
+# ------------------------------------------------------------------------------------------------------------------ why
+
+
+def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is_no_point(assets, capsys):
+    runs = [run(1, history(FINE)), run(10, history(FINE), optimizer="SGD(lr=0.001)")]
+    runs += [run(7, history(FINE), optimizer="Adam(lr=0.0001)")]
+    collect.write_runs(runs, assets)
+    columns = (*collect.KEY, "epoch", "step", "sharpness", "scale", "inside", "lr")
+    key = {"variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0, "inside": 0.8}
+    rows = [
+        key | {"experiment": number, "lr": lr, "epoch": epoch, "step": step, "sharpness": sharpness, "scale": scale}
+        for number, lr in ((1, 0.01), (7, 0.0001), (10, 0.001))
+        for epoch, scale in ((20, 0.8), (40, 0.6))
+        for step, sharpness in ((0.001, 300), (0.01, 200))
     ]
-    assert make_figures.afterwards_table({(1, 2, "mnist", "full"): (still, "cpu")}).count("\n") == 2
+    rows += [rows[0] | {"epoch": 60, "inside": 0.01, "scale": 7}]
+    collect.write_table(assets / "sharpness.csv", columns, rows)
+
+    over_scale, over_epochs, bar = make_figures.why(assets).axes
+    assert "no hand_over.csv" in capsys.readouterr().out
+    limits = [line.get_ydata()[0] for line in over_scale.lines if line.get_linestyle() == "--"]
+    assert limits == [2 / 0.001, 2 / 0.01]
+    points = [line for line in over_scale.lines if line.get_marker() in "o^" and len(line.get_xdata())]
+    assert sorted((line.get_marker(), *line.get_xdata(), *line.get_ydata()) for line in points) == [
+        ("^", 0.6, 300),
+        ("^", 0.8, 300),
+        *[("o", 0.6, 300)] * 2,
+        *[("o", 0.8, 300)] * 2,
+    ]
+    products = [list(line.get_ydata()) for line in over_epochs.lines]
+    assert products == [[3.0, 3.0, 3.0], [0.3, 0.3], [2, 2]]
 
 
-def test_a_run_stands_still_when_neither_figure_changes_to_its_end():
-    moves = [row | {"stn/scale": 0.8 + 0.001 * (row["epoch"] % 2)} for row in LASTS]
-    assert make_figures.stands_still(LASTS) == 1 and make_figures.stands_still(moves) is None
-    assert [make_figures.stands_still(moves[:49] + LASTS[49 : 49 + n]) for n in (1, 2, 3, 4)] == [None, None, 50, 50]
+def test_the_hand_over_has_a_line_a_shuffle(assets):
+    columns = (*collect.KEY, "epoch", "rate", "classifier_rate", "shuffle", "step", "test/accuracy")
+    key = {"experiment": 7, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0}
+    rows = [
+        key | dict(zip(columns[len(key) :], (20, rate, 0.001, shuffle, step, 90 - step), strict=True))
+        for rate in (0, 0.0001, 0.01)
+        for shuffle in (0, 1, 2)
+        for step in (0, 1, 2, 5)
+    ]
+    collect.write_table(assets / "hand_over.csv", columns, rows)
+    axes, bar = make_figures.why(assets).axes
+    curves = [line for line in axes.lines if len(line.get_xdata())]
+    assert len(curves) == 9 and {tuple(line.get_ydata()) for line in curves} == {(90, 89, 88, 85)}
+    assert len({to_hex(line.get_color()) for line in curves}) == 3
+    assert [line.get_linestyle() for line in curves] == [":"] * 3 + ["-"] * 6  # frozen: dotted
 
 
-def test_plain_digits_have_a_row_of_their_own_beside_no_published_run():
-    published = make_figures.read_published()
-    *_, cluttered, plain = make_figures.results_table({1: [STOPPED]}, {1: [LASTS]}, published).splitlines()
-    assert cluttered.startswith("| 1: normalized, SGD | 1 | 80.00 | 40 |") and cluttered.endswith("| 89.29 | 21 |")
-    assert plain.startswith("| 1: normalized, SGD, plain digits | 1 | 90.00 | - |") and plain.endswith("|  |  |")
+# ----------------------------------------------------------------------------------------------------------------- main
 
 
-def test_the_published_runs_collapse_where_their_accuracy_is_that_of_one_class_to_the_end():
-    published = make_figures.read_published()
-    assert {number: make_figures.published_collapse(history) for number, history in published.items()} == {1: 21, 2: 74}
-    assert (
-        make_figures.published_collapse([{"epoch": 1, "test/accuracy": 11.35}, {"epoch": 2, "test/accuracy": 90}])
-        is None
-    )
+def test_what_is_left_out_is_said(assets, capsys):
+    collect.write_runs([run(2, history(*[FINE] * 3)), run(3, history(*[FINE] * 3))], assets)
+    make_figures.make_figures(assets)
+    left_out = [line.split(": ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines()]
+    made = [path.name for path in assets.glob("*.png")]
+    assert sorted(made) == ["classification_experiment_3_vs_2.png", "timeline.png"]
+    assert sorted(left_out + made) == sorted(make_figures.FIGURES) and "why.png" in left_out
 
 
-def test_collecting_adds_finished_runs_and_leaves_out_others(tmp_path, monkeypatch, whole_run):
-    monkeypatch.setattr(make_figures, "ASSETS", tmp_path)
-    make_figures.collect(whole_run.folder.parent)  # 384 images, 7 epochs
-    assert make_figures.read_runs() == {}
+def test_the_figures_and_tables_of_the_committed_files_take_seconds(tmp_path, monkeypatch):
+    assets = tmp_path / "assets"
+    assets.mkdir()
+    for path in (ROOT / "assets").glob("*.csv"):
+        shutil.copy(path, assets)
+    for page in (tmp_path / "README.md", assets / "README.md"):
+        page.write_text("before\n<!-- results -->\nspoilt\n<!-- end of results -->\nafter\n")
+    monkeypatch.setattr(make_figures, "ASSETS", assets)
+    monkeypatch.setattr(sys, "argv", ["make_figures.py"])
+    started = time.process_time()
+    make_figures.main()
+    assert time.process_time() - started < 30
 
-    def write_run(seed, history):
-        folder = tmp_path / f"classification_experiment_2_seed{seed}"
-        folder.mkdir(exist_ok=True)
-        (folder / "run.json").write_text(
-            f'{{"experiment": "classification_experiment_2", "seed": {seed}, "dataset": "cluttered", "digits": "full", '
-            '"device": "cpu", "limit": 60000}'
-        )
-        with open(folder / "metrics.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, ["epoch", *TAGS])
-            writer.writeheader()
-            writer.writerows(history)
-
-    write_run(0, LASTS)
-    write_run(1, STOPPED)
-    write_run(2, LASTS[:50])
-    for _ in range(2):
-        make_figures.collect(tmp_path)
-        assert make_figures.read_runs() == {
-            (2, 0, "cluttered", "full"): (LASTS, "cpu"),
-            (2, 1, "cluttered", "full"): (STOPPED, "cpu"),
-        }
+    table = make_figures.make_tables(assets)["results"]
+    for page in (tmp_path / "README.md", assets / "README.md"):
+        assert page.read_text() == f"before\n<!-- results -->\n{table}<!-- end of results -->\nafter\n"
+    made = {path.name: imageio.imread(path) for path in assets.glob("*.png")}
+    assert {"timeline.png", "failures.png", "cures.png", "classification_experiment_2_vs_1.png"} <= set(made)
+    assert all(image.shape[1] == (1400 if name == "rates.png" else 1700) for name, image in made.items())
+    assert all((image[0, 0] == 255).all() for image in made.values())  # a white page, opaque
+    assert sum(path.stat().st_size for path in assets.glob("*.png")) < 2_000_000
+    assert not [path for path in assets.iterdir() if path.suffix == ".tmp"]
 
 
-def test_the_readme_says_what_results_csv_says():
-    readme = (ROOT / "README.md").read_text()
-    runs, plain = make_figures.histories_by_experiment(), make_figures.histories_by_experiment("mnist")
-    tables = {
-        "results": make_figures.results_table(runs, plain, make_figures.read_published()),
-        "afterwards": make_figures.afterwards_table(make_figures.read_runs()),
-    }
-    for name, table in tables.items():
-        assert table.count("\n") >= 4  # two rows at least
-        assert f"<!-- {name} -->\n{table}<!-- end of {name} -->" in readme
-    assert make_figures.with_numbers(readme) == readme
-    spoilt = readme.replace(tables["results"], "").replace(" collapsed in epoch | inside", "", 1)
-    assert spoilt != readme and make_figures.with_numbers(spoilt) == readme
-
-
-def test_counts_are_over_all_seeds_of_an_experiment():
-    shrinks = [row | {"stn/scale": 1.2} for row in LASTS]
-    text = "experiment 2: 7 of 9 collapsed, experiment 2: 0 of 9 with scale over 1 at the best epoch; 1 of 2 others"
-    assert make_figures.count(text, {2: [LASTS, STOPPED, shrinks]}) == (
-        "experiment 2: 1 of 3 collapsed, experiment 2: 1 of 3 with scale over 1 at the best epoch; 1 of 2 others"
-    )
-    loses = [row | {"train/loss": 1.6} if row["epoch"] > 50 else row for row in LASTS]
-    text = "experiments 1,\n2 and 7: 7 of 9 collapsed, experiments 1 and 2: 7 of 9 collapsed or lost\nits solution"
-    assert make_figures.count(text, {1: [loses, LASTS], 2: [STOPPED], 7: [LASTS]}) == (
-        "experiments 1,\n2 and 7: 1 of 4 collapsed, experiments 1 and 2: 2 of 3 collapsed or lost\nits solution"
-    )
-
-
-def test_any_bound_of_inside_from_0_03_to_0_08_gives_the_same_collapses():
-    def first(history, bound):
-        return next((row["epoch"] for row in history if row["stn/inside"] < bound), None)
-
-    collapses, at_one_percent = 0, {}
-    for (number, seed, *_), (history, _) in make_figures.read_runs().items():
-        assert first(history, 0.03) == first(history, 0.08) == collapsed(history)
-        collapses += collapsed(history) is not None
-        if first(history, 0.01) != collapsed(history):
-            at_one_percent[number, seed] = first(history, 0.01), collapsed(history)
-    assert collapses > 5 and at_one_percent == {(2, 3): (47, 43)}
-    assert "0.01 gives 47 instead of 43 for that run, and the same for all others" in README
-
-
-@pytest.mark.parametrize("number", make_figures.EPOCHS)
-def test_the_epochs_are_those_of_the_scripts(number):
-    script = (ROOT / f"classification_experiment_{number}.py").read_text()
-    assert f"epochs={make_figures.EPOCHS[number]}," in script
-
-
-def test_the_scripts_say_what_was_seen():
-    for (number, seed, dataset, _), (history, _) in make_figures.read_runs().items():
-        if (seed, dataset) == (0, "cluttered"):
-            seen = (ROOT / f"classification_experiment_{number}.py").read_text().split("Seen with")[1]
-            assert f"collapsed in epoch {collapsed(history)}" in seen if collapsed(history) else "collapsed" not in seen
-            assert f"{max(row['test/accuracy'] for row in history):.1f} % at best" in seen
-
-
-def test_a_transformer_dies_off_the_image_or_with_its_hidden_units():
-    ways, last_active = {}, []
-    for run, steps in make_figures.read_deaths().items():
-        before = [step for step in steps if step["step"] < -100]
-        after = [step for step in steps if step["step"] > 20]
-        inside, scale, active, gradient = (
-            [statistics.median(step[name] for step in part) for part in (before, after)]
-            for name in replay_death.MEASURES
-        )
-        silent = active[1] == 0
-        if silent:
-            assert gradient[1] == 0 and inside[1] > 0.6 and scale[0] < 1.17 < scale[1]
-            last_active.append(next(step["active"] for step in steps if step["step"] == -1))
-            history = make_figures.read_runs()[*run[:2], "cluttered", "full"][0]
-            assert min(row["stn/scale"] for row in history[run[2] :]) > 1.1 and len(history) == 100
-            assert max(row["test/accuracy"] for row in history[run[2] :]) > 80
-        else:
-            assert inside[1] < 0.02 and active[1] > 0.15
-            no_gradient = sum(step[replay_death.MEASURES[-1]] == 0 for step in after)
-            assert (no_gradient < len(after) / 2) == (run in [(1, 2, 42), (6, 1, 10)])
-        ways.setdefault(silent, []).append(run)
-    assert ways == {
-        True: [(4, 2, 17), (5, 2, 56), (6, 0, 55), (6, 1, 76)],
-        False: [(1, 2, 42), (1, 3, 29), (4, 0, 32), (4, 3, 33), (5, 0, 4), (5, 1, 4), (6, 1, 10)],
-    }
-    assert (
-        f"the active ones fall from {100 * min(last_active):.0f} to {100 * max(last_active):.0f} % to under 1" in README
-    )
-    last = make_figures.read_deaths()[6, 1, 10]
-    assert all(step[replay_death.MEASURES[-1]] > 0 for step in last if step["step"] >= 0)
-    assert f"is 0 in none of the {last[-1]['step']} steps that were recorded after" in README
-
-
-def test_with_the_scale_of_normalization_sgd_fails_sooner():
-    first = {}
-    for (number, seed, dataset, _), (history, _) in make_figures.read_runs().items():
-        if number not in (3, 7) and dataset == "cluttered":
-            events = collapsed(history), lost_solution(make_figures.carry_on(history, 100))
-            first[number, seed] = min((event for event in events if event), default=101)
-    with_scale, without = ([first[number, 3] for number in numbers] for numbers in ((1, 4, 5), (2, 6)))
-    assert (
-        "Seed 3 was run to check it, and agrees: with the scale its runs failed in epochs "
-        "{}, {} and {}, without in {} and {}.".format(*with_scale, *without)
-    ) in README and max(with_scale) < min(without)
-    scaled = sorted(first[run] for run in first if run[0] in (1, 4, 5))
-    others = sorted(first[run] for run in first if run[0] in (2, 6))
-    pairs = list(product(scaled, others))
-    sooner = sum(mine < theirs for mine, theirs in pairs)
-    assert max(scaled) <= 100 and sooner > 0.75 * len(pairs)
-    assert (
-        f"runs with SGD failed in epochs {scaled[0]} to {scaled[-1]} (median {statistics.median(scaled):g}), on others "
-        f"in epochs {others[0]} to {max(epoch for epoch in others if epoch <= 100)} or not at all "
-        f"(median {statistics.median(others):g})"
-    ) in README
-    assert f"the one with it failed first in {sooner} of {len(pairs)}." in README
-
-    ties = sum(mine == theirs for mine, theirs in pairs)
-    far = abs(sooner + ties / 2 - len(pairs) / 2)  # of the Mann-Whitney U from its mean
-    rank = {
-        epoch: statistics.mean(i for i, other in enumerate(sorted(scaled + others)) if other == epoch)
-        for epoch in scaled + others
-    }
-    ranks = [rank[epoch] for epoch in scaled + others]
-    middle = len(scaled) * statistics.mean(ranks)
-    chance = [abs(sum(some) - middle) >= far - 1e-9 for some in combinations(ranks, len(scaled))]
-    assert (
-        f"{len(scaled)} runs with it and {len(others)} without would differ as much as these in 1 of "
-        f"{len(chance) / sum(chance):.0f} cases"
-    ) in README
-    lasting = make_figures.read_runs()
-    for number, seed in ((2, 2), (6, 2)):
-        history = lasting[number, seed, "cluttered", "full"][0]
-        scales = (
-            f"from {history[19]['stn/scale']:.2f} to {history[99]['stn/scale']:.2f} (experiment {number}, seed {seed})"
-        )
-        assert scales in README and not collapsed(history) and not lost_solution(history)
-
-
-def test_on_plain_digits_the_scale_creeps_up_and_nothing_dies():
-    ((history,),) = make_figures.histories_by_experiment("mnist").values()
-    assert len(history) == 100 and collapsed(history) is None and lost_solution(history) is None
-    best, first, last = make_figures.best_epoch(history)["test/accuracy"], history[0], history[-1]
-    assert f"It has {best:.1f} % at best and neither collapses nor loses" in README
-    assert f"from {first['stn/scale']:.2f} in epoch 1 to {last['stn/scale']:.2f} in epoch 100" in README
-
-
-def test_a_transformer_that_stands_still_never_came_back_and_one_that_moves_might():
-    trained_on, back = [], {}
-    for (number, seed, *_), (history, _) in make_figures.read_runs().items():
-        blind = make_figures.blind_epochs(history)
-        if not blind or len(history) < make_figures.EPOCHS[number]:
-            continue
-        trained_on.append((number, seed))
-        seen = [(row["stn/scale"], row["stn/inside"]) for row in history]
-        stands = [epoch for epoch in blind[:-2] if len(set(seen[epoch - 1 : epoch + 2])) == 1]  # for three epochs
-        assert make_figures.stands_still(history) == (stands[0] if stands else None)
-        if history[-1]["epoch"] - blind[0] >= len(blind):
-            back[number, seed] = history
-            while_blind = [history[epoch - 1] for epoch in blind if epoch + 1 in blind]  # all but a spell's last epoch
-            assert all(row["stn/inside"] > 0 and row["test/accuracy"] < 12 for row in while_blind)
-    words = "no one two three four five six seven eight nine ten".split()
-    assert f"([{words[len(back)]} of {words[len(trained_on)]}](#some-came-back) came back" in README
-
-    def between(name, rows):
-        values = [row[name] for row in rows]
-        return f"{min(values):.2f} to {max(values):.2f}"
-
-    assert make_figures.blind_epochs(back[5, 1])[23:25] == [28, 29] and "saw for an epoch" in README  # in epoch 27
-    again = back[6, 1][66:72]
-    assert max(row["stn/inside"] for row in again) < 0.12 and "once more from epoch 67 to 72" in README
-    assert min(row["stn/inside"] for row in back[6, 1][72:]) > 0.4 and back[6, 1][65]["stn/inside"] > 0.4
-    last = back[2, 3][91:]
-    assert f"from epoch 92 on, though inside is {between('stn/inside', last)}" in README
-    assert max(row["test/accuracy"] for row in last) < 11.5 and back[2, 3][90]["test/accuracy"] > 80
-
-
-def test_a_transformer_is_dead_when_it_sees_next_to_nothing_or_its_hidden_units_are_silent():
-    alive, blind, dead = (
-        {"inside": inside, "active": active} for inside, active in ((0.01, 0.01), (0.009, 0.3), (0.7, 0.009))
-    )
-    assert replay_death.death([alive, alive, blind, dead]) == 2
-    assert replay_death.death([alive, dead, alive, blind]) == 1
-    assert replay_death.death([alive, alive]) is None
-
-
-def test_a_replay_is_the_run_and_measures_its_gradients(whole_run, tmp_path):
-    steps = replay_death.replay(whole_run.folder, 6)  # exits if its loss is not the run's
-    assert len(steps) == 6 and len(replay_death.replay(whole_run.folder, 7)) == 6
-
-    (images, labels), _, _ = common.load_canvases("cluttered", "nowhere", "embedded", 384)
-    model = stn.STNClassifier().to(memory_format=torch.channels_last)
-    model.load_state_dict(common.load_state(whole_run.folder / "weights_005.pt"))
-    torch.manual_seed(6)
-    batch = torch.randperm(384)[:64]
-    inputs = (images[batch].float() - 0.1307) / 0.3081
-    torch.nn.functional.cross_entropy(model(inputs), labels[batch]).backward()
-    norm = sum(weights.grad.double().square().sum().item() for weights in model.stn.localization.parameters()) ** 0.5
-    theta = model.stn.theta(inputs)
-    hidden = model.stn.fc_loc[0](model.stn.localization(inputs).flatten(1))
-    wanted = (stn.inside(theta).item(), stn.scale(theta).item(), (hidden > 0).sum().item() / hidden.numel(), norm)
-    assert tuple(steps[0]) == replay_death.MEASURES
-    assert tuple(steps[0].values()) == pytest.approx(wanted, rel=1e-3)
-
-    folder = shutil.copytree(whole_run.folder, tmp_path / "other")
-    checkpoint = common.load_state(folder / "checkpoint.pt")
-    checkpoint["history"][5]["train/loss"] += 1e-9
-    common.write_state(folder / "checkpoint.pt", checkpoint)
-    with pytest.raises(SystemExit, match="another machine's run"):
-        replay_death.replay(folder, 6)
-
-
-def test_a_replayed_death_is_added_to_the_others_and_one_of_a_run_that_lives_is_refused(
-    whole_run, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(replay_death, "ASSETS", tmp_path)
-    monkeypatch.setattr(make_figures, "ASSETS", tmp_path)
-
-    def replay(*epoch):
-        monkeypatch.setattr(sys, "argv", ["replay_death.py", str(whole_run.folder), *epoch])
-        replay_death.main()
-
-    for epoch, line in ((), "neither collapsed nor"), (("8",), "not one of its 7"), (("6",), "did not die in epoch 6"):
-        with pytest.raises(SystemExit, match=line):
-            replay(*epoch)
-    with pytest.raises(SystemExit, match="RUN_FOLDER"):
-        replay("last")
-    assert not (tmp_path / "deaths.csv").exists()
-
-    monkeypatch.setattr(replay_death, "death", lambda steps: 2)
-    for epoch in ("6", "7", "6"):
-        replay(epoch)
-    deaths = make_figures.read_deaths()
-    number = int(whole_run.folder.name.split("_")[2])
-    assert [*deaths] == [(number, 0, 6), (number, 0, 7)]
-    assert [step["step"] for step in deaths[number, 0, 6]] == [-2, -1, 0, 1, 2, 3]
-    wanted = replay_death.replay(whole_run.folder, 6)[1]
-    assert {name: deaths[number, 0, 6][1][name] for name in replay_death.MEASURES} == pytest.approx(wanted, rel=1e-4)
+def test_wrong_arguments_and_missing_files_are_a_line_and_exit_code_1(assets, monkeypatch):
+    monkeypatch.setattr(make_figures, "ASSETS", assets)
+    monkeypatch.setattr(sys, "argv", ["make_figures.py", "collect"])
+    with pytest.raises(SystemExit, match="^usage: python assets/make_figures.py"):
+        make_figures.main()
+    (assets / "published_runs.csv").unlink()
+    monkeypatch.setattr(sys, "argv", ["make_figures.py"])
+    with pytest.raises(SystemExit, match="published_runs.csv"):
+        make_figures.main()
