@@ -1,6 +1,7 @@
 """Experiment 11: with input normalization, the gradient's norm clipped at 1.
 
-A cure: does experiment 1 last if no step is large? (Most of its gradients have a norm of 9 to 10.)
+A cure: does experiment 1 last if no step is large?
+No run of it has ended yet.
 """
 
 import torch

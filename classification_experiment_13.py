@@ -1,6 +1,7 @@
 """Experiment 13: with input normalization, theta squashed by tanh.
 
 A cure: does experiment 1 last if the sampled region cannot leave the image? (It starts zoomed in: tanh(1) = 0.76.)
+No run of it has ended yet.
 """
 
 import torch

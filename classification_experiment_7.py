@@ -1,7 +1,7 @@
 """Experiment 7: with input normalization, Adam instead of SGD.
 
 Experiment 1 with the optimizer of experiment 3: is it the normalization, or SGD?
-Seen with seed 0: it zooms in as without normalization and lasts all 150 epochs, 97.1 % at best; so do seeds 1 and 2.
+Seen: all seeds zoom in and last, as without normalization.
 """
 
 import torch
