@@ -288,9 +288,9 @@ def outlines(theta, size):
     return (corners @ theta.transpose(1, 2) + 1) * size / 2
 
 
-def add_polygon(axes, corners, color, tile):
+def add_outline(axes, corners, tile):
     """Draws the outline of corners (4, 2), clipped to the tile whose upper left corner is at `tile`; in pixels."""
-    polygon = Polygon(corners, fill=False, edgecolor=color, linewidth=1.5)
+    polygon = Polygon(corners, fill=False, edgecolor="#ff8000", linewidth=1.5)
     axes.add_patch(polygon).set_antialiased(False)
     polygon.set_clip_box(TransformedBbox(Bbox([tile, tile + TILE]), axes.transData))
 
@@ -326,13 +326,12 @@ def draw_figure(model, images, to_batch, mean, std, title):
         axes.text(left, HEAD - 5, name, va="bottom", fontsize=11)
         for i, image in enumerate(tiles):
             y, x = (np.array(divmod(i, 4)) * (TILE + 1)).tolist()
+            corner, pad = np.array([left + x, HEAD + y]), (TILE - side) // 2
             if room > 1:
                 mosaic[y : y + TILE, x : x + TILE] = 0.2
-            corner, pad = np.array([left + x, HEAD + y]), (TILE - side) // 2
+                mosaic[y + pad - 1 : y + pad + side + 1, x + pad - 1 : x + pad + side + 1] = 0.47  # a line around it
+                add_outline(axes, corner + pad + zoom * polygons[i], corner)
             mosaic[y + pad : y + pad + side, x + pad : x + pad + side] = image.repeat(zoom, 0).repeat(zoom, 1)
-            if room > 1:
-                add_polygon(axes, corner + pad + side * np.array([[0, 0], [1, 0], [1, 1], [0, 1]]), "#777777", corner)
-                add_polygon(axes, corner + pad + zoom * polygons[i], "#ff8000", corner)
         extent = (left, left + PANEL, HEAD + PANEL, HEAD)
         axes.imshow(mosaic, "gray", vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
     axes.set(xlim=(0, width), ylim=(height, 0))  # pixels of the figure
@@ -507,11 +506,11 @@ class RunFolder:
 
     def figures(self):
         """The figures up to the last epoch, in the order of their numbers."""
-        paths = sorted((self.path / "figures").glob("*.png"), key=lambda path: int(path.stem))
-        return [path for path in paths if int(path.stem) <= len(self.history)]
+        paths = [path for path in (self.path / "figures").glob("*.png") if path.stem.isdecimal()]
+        return sorted((path for path in paths if int(path.stem) <= len(self.history)), key=lambda path: int(path.stem))
 
     def write_gif(self):
-        """Makes the GIF of the figures, an endless loop of half a second each; one at a time is in memory."""
+        """Makes the GIF of the figures, an endless loop of half a second each. Pillow keeps a byte a pixel of each."""
         first, *others = self.figures()
         frames = (Image.fromarray(imageio.imread(path)) for path in others)
         options = {"extension": ".gif", "duration": 500, "loop": 0, "save_all": True, "append_images": frames}
@@ -567,8 +566,6 @@ def parse_arguments(name, description, epochs, dataset):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         gpus = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
-    for warning in caught:  # such as a driver that is too old
-        say(f"going on with --device cpu, since a GPU cannot be used: {one_line(warning.message)}", sys.stderr)
     devices = [*gpus, "cpu", *["mps"] * torch.backends.mps.is_available()]
     option = parser.add_argument
     option("--epochs", type=int, default=epochs, help="train up to this epoch")
@@ -584,6 +581,8 @@ def parse_arguments(name, description, epochs, dataset):
     for name, low, high in (("epochs", 1, 9999), ("seed", 0, 99999), ("limit", 384, 60000)):
         if not low <= getattr(args, name) <= high:
             parser.error(f"argument --{name}: {getattr(args, name)} is not from {low} to {high}")
+    for warning in caught:  # such as a driver that is too old
+        say(f"going on with --device cpu, since a GPU cannot be used: {one_line(warning.message)}", sys.stderr)
     return args
 
 

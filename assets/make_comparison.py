@@ -41,7 +41,7 @@ def draw_run(figure, axes, left, images, theta, seen, run, epoch):
         mosaic[y + pad : y + pad + zoom * side, x + pad : x + pad + zoom * side] = image.repeat(zoom, 0).repeat(zoom, 1)
         mosaic[2 * TILE :, i * TILE // 2 + 2 : i * TILE // 2 + 2 + SEEN] = seen[i].repeat(2, 0).repeat(2, 1)
         corner = np.array([left + x, HEAD + y])
-        common.add_polygon(axes, corner + pad + zoom * outlines[i], "#ff8000", corner)
+        common.add_outline(axes, corner + pad + zoom * outlines[i], corner)
     extent = (left, left + PANEL, HEAD + 2 * TILE + SEEN, HEAD)
     axes.imshow(mosaic, "gray", vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
     plot = figure.add_axes(((left + 44) / WIDTH, 26 / HEIGHT, (PANEL - 52) / WIDTH, PLOT / HEIGHT))

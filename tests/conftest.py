@@ -6,6 +6,7 @@ A fork saves the seconds that importing torch takes; it is safe because torch ru
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 
+import common
+
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)
 
 
-def start(log_dir, *options, number=1, before=lambda: None):
-    """Starts `python classification_experiment_<number>.py` in a process of its own, after `before()` in there."""
+def start(log_dir, *options, number=1, before=lambda: None, root=ROOT):
+    """Starts `python <root>/classification_experiment_<number>.py` in a process of its own, after `before()` there."""
 
     def main():
         for name, descriptor in (("stdout", 1), ("stderr", 2)):
@@ -27,7 +30,7 @@ def start(log_dir, *options, number=1, before=lambda: None):
             os.dup2(file.fileno(), descriptor)
             setattr(sys, name, file)
         before()
-        script = ROOT / f"classification_experiment_{number}.py"
+        script = root / f"classification_experiment_{number}.py"
         sys.argv = [script.name, *options, f"--log-dir={log_dir}"]
         if not any(option.startswith("--digits") for option in options):
             sys.argv.append("--digits=embedded")
@@ -45,8 +48,8 @@ def finish(process, log_dir):
     return SimpleNamespace(code=process.exitcode, out=out, err=err)
 
 
-def run(log_dir, *options, number=1, before=lambda: None):
-    return finish(start(log_dir, *options, number=number, before=before), log_dir)
+def run(log_dir, *options, **arguments):
+    return finish(start(log_dir, *options, **arguments), log_dir)
 
 
 def read_metrics(folder):
@@ -62,6 +65,42 @@ def result(folder):
     lines = (folder / "metrics.csv").read_text().splitlines()
     weights = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
     return [line.rpartition(",")[0] for line in lines], {name: value.tolist() for name, value in weights.items()}
+
+
+def files(folder):
+    """All that a folder holds and when it was written, but for locks."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before_the_checkpoint(monkeypatch, epoch):
+    """Lets a run be killed once it has written all else of an epoch."""
+    write_state = common.write_state
+
+    def killed(path, state):
+        return kill() if path.name == "checkpoint.pt" and state["epoch"] == epoch else write_state(path, state)
+
+    monkeypatch.setattr(common, "write_state", killed)
+
+
+def collapse(monkeypatch, epoch, back=None):
+    """Lets the transformer look away from every image after an epoch's training, and at them whole after another's."""
+    train = common.train
+
+    def looking_away(model, *args):
+        row, now = train(model, *args), torch.initial_seed() % 10_000  # each epoch is seeded by its number
+        if now == epoch:
+            model.stn.fc_loc[-1].weight.data.zero_()
+            model.stn.fc_loc[-1].bias.data = torch.tensor([1.0, 0, 50, 0, 1, 50])
+        if now == back:
+            model.stn.fc_loc[-1].bias.data = torch.tensor([1.0, 0, 0, 0, 1, 0])
+        return row
+
+    monkeypatch.setattr(common, "train", looking_away)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Whatever happens to a run: it goes on to the end that it would have had, or says in one line what is to be done."""
 
 import json
+import math
 import os
 import re
 import resource
@@ -10,10 +11,11 @@ import time
 from pathlib import Path
 
 import imageio.v3 as imageio
+import numpy as np
 import pytest
 import torch
-from conftest import finish, read_metrics, result, run, start
-from filelock import FileLock
+from conftest import before_the_checkpoint, collapse, files, finish, kill, read_metrics, result, run, start
+from filelock import FileLock, SoftFileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import common
@@ -26,15 +28,18 @@ def folder(log_dir):
     return log_dir / "classification_experiment_1_limit384"
 
 
+@pytest.fixture(scope="module")
+def five_epochs(tmp_path_factory):
+    log_dir = tmp_path_factory.mktemp("five") / "runs"
+    log_dir.mkdir()
+    assert run(log_dir, "--limit=384", "--epochs=5").code == 0
+    return log_dir / "classification_experiment_1_limit384"
+
+
 @pytest.fixture
-def stopped(folder):
+def stopped(five_epochs, folder):
     """A run stopped after epoch 5: what a finished run of five epochs leaves."""
-    assert run(folder.parent, "--limit=384", "--epochs=5").code == 0
-    return folder
-
-
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
+    return shutil.copytree(five_epochs, folder)
 
 
 def in_the_epoch(monkeypatch, batches):
@@ -47,22 +52,15 @@ def in_the_epoch(monkeypatch, batches):
     monkeypatch.setattr(common, "normalize", counted)
 
 
-def before_the_checkpoint(monkeypatch, epoch):
-    write = common.write_state
-
-    def killed(path, state):
-        return kill() if state.get("epoch") == epoch else write(path, state)
-
-    monkeypatch.setattr(common, "write_state", killed)
-
-
-def within_the_file(monkeypatch, name, nth):
+def before_the_file(monkeypatch, name, nth, part=None):
+    """Lets a run be killed before the nth writing of a file, or once a part of that is on the disk."""
     write, calls = common.write, []
 
     def killed(path, data):
         calls.append(path.name)
         if calls.count(name) == nth:
-            path.with_name(path.name + ".tmp").write_bytes(data[: len(data) // 2])
+            if part:
+                path.with_name(path.name + ".tmp").write_bytes(data[: int(part * len(data))])
             kill()
         write(path, data)
 
@@ -71,11 +69,15 @@ def within_the_file(monkeypatch, name, nth):
 
 KILLS = {
     "before the first epoch, between events and checkpoint": lambda patch: before_the_checkpoint(patch, 0),
+    "between the first checkpoint and the first GIF": lambda patch: before_the_file(patch, "progress.gif", 1),
     "inside an epoch": lambda patch: in_the_epoch(patch, 20),
     "between events and checkpoint": lambda patch: before_the_checkpoint(patch, 3),
-    "during the writing of the GIF": lambda patch: within_the_file(patch, "progress.gif", 2),
+    "during the writing of a figure": lambda patch: before_the_file(patch, "005.png", 1, 0.5),
+    "between the checkpoint and the GIF": lambda patch: before_the_file(patch, "progress.gif", 2),
+    "during the writing of the GIF": lambda patch: before_the_file(patch, "progress.gif", 2, 0.5),
     "between the last events and the checkpoint": lambda patch: before_the_checkpoint(patch, 7),
-    "during the writing of the checkpoint": lambda patch: within_the_file(patch, "checkpoint.pt", 5),
+    "between the last checkpoint and the last GIF": lambda patch: before_the_file(patch, "progress.gif", 3),
+    "during the writing of the checkpoint": lambda patch: before_the_file(patch, "checkpoint.pt", 5, 0.5),
 }
 
 
@@ -86,11 +88,16 @@ def test_a_killed_run_goes_on_to_the_same_end(whole_run, folder, monkeypatch, mo
     assert run(folder.parent, *SEVEN).code == 0
     assert result(folder) == result(whole_run.folder)
     assert (imageio.imread(folder / "progress.gif") == imageio.imread(whole_run.folder / "progress.gif")).all()
+    for name in ("000", "005", "007"):
+        figures = (imageio.imread(each / "figures" / f"{name}.png") for each in (folder, whole_run.folder))
+        assert np.array_equal(*figures)
+        states = [common.load_state(each / "weights" / f"{name}.pt") for each in (folder, whole_run.folder)]
+        assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
     events = EventAccumulator(str(folder)).Reload()
-    for tag in common.TAGS:
+    for tag in (*common.TAGS, "outcome/best_accuracy"):
         assert [event.step for event in events.Scalars(tag)] == [1, 2, 3, 4, 5, 6, 7]
     assert [image.step for image in events.Images("progress")] == [0, 5, 7]
-    assert not list(folder.glob("*.tmp"))
+    assert not list(folder.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -109,15 +116,11 @@ def test_ctrl_c_and_sigterm_end_in_one_line_and_the_run_goes_on(whole_run, folde
 
 
 def test_a_finished_run_says_so_and_changes_nothing(stopped):
-    def files():
-        kept = (path for path in stopped.iterdir() if path.name != ".lock")
-        return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in kept}
-
-    before = files()
+    before = files(stopped)
     for epochs in ("--epochs=5", "--epochs=3"):
         again = run(stopped.parent, "--limit=384", epochs)
         assert again.code == 0 and "finished: epoch 5" in again.out and str(stopped) in again.out
-        assert files() == before
+        assert files(stopped) == before
 
 
 def test_a_finished_run_goes_on_with_more_epochs(whole_run, stopped):
@@ -131,19 +134,43 @@ def test_auto_digits_are_those_that_the_run_was_begun_with(whole_run, stopped):
     assert result(stopped) == result(whole_run.folder)
 
 
-@pytest.mark.parametrize("loss", ["lost", "torn", "a frame short"])
-def test_a_gif_that_is_not_whole_is_drawn_again(stopped, loss):
+def draw_nothing():
+    common.draw_figure = None  # in the run's own process
+
+
+@pytest.mark.parametrize("weights", ["damaged", "removed"])
+@pytest.mark.parametrize("loss", ["lost", "torn", "empty", "behind", "ahead"])
+def test_a_gif_that_is_not_whole_is_made_again_of_the_figures(stopped, loss, weights):
+    """Without a network: what became of the weights does not matter, and nothing is drawn."""
     gif = stopped / "progress.gif"
-    data, frames = gif.read_bytes(), imageio.imread(gif)
+    data, figures = gif.read_bytes(), [imageio.imread(stopped / "figures" / f"{name}.png") for name in ("000", "005")]
+    for path in (stopped / "weights").iterdir():
+        if weights == "damaged":
+            path.write_bytes(b"not these")
+        else:
+            path.unlink()
     if loss == "lost":
         gif.unlink()
     elif loss == "torn":
         gif.write_bytes(data[: len(data) // 2])
+    elif loss == "empty":
+        gif.write_bytes(b"")
     else:
-        common.write_gif(gif, list(frames[:1]))
-    files = {path.name for path in stopped.iterdir()} | {gif.name}
-    assert run(stopped.parent, "--limit=384", "--epochs=5").code == 0
-    assert gif.read_bytes() == data and {path.name for path in stopped.iterdir()} == files
+        imageio.imwrite(gif, {"behind": figures[:1], "ahead": [*figures, figures[0]]}[loss], loop=0)
+    kept = files(stopped)
+    assert run(stopped.parent, "--limit=384", "--epochs=5", before=draw_nothing).code == 0
+    assert gif.read_bytes() == data and np.array_equal(imageio.imread(gif), figures)
+    after = files(stopped)
+    assert {name for name in after if after[name] != kept.get(name)} == {gif.name} and after.keys() == {*kept, gif.name}
+
+
+def test_a_run_goes_on_without_the_weights_of_its_figures(whole_run, stopped):
+    shutil.rmtree(stopped / "weights")
+    (stopped / "progress.gif").unlink()
+    assert run(stopped.parent, *SEVEN).code == 0
+    assert result(stopped) == result(whole_run.folder)
+    assert np.array_equal(imageio.imread(stopped / "progress.gif"), imageio.imread(whole_run.folder / "progress.gif"))
+    assert [path.name for path in (stopped / "weights").iterdir()] == ["007.pt"]
 
 
 def test_a_second_process_is_refused_at_once(stopped):
@@ -151,6 +178,18 @@ def test_a_second_process_is_refused_at_once(stopped):
         refused = run(stopped.parent, *SEVEN)
     assert refused.code == 1 and refused.err.count("\n") == 1
     assert f"another process is running in {stopped}" in refused.err
+    assert "if none is, on no machine" in refused.err and f"remove {stopped}/.lock" in refused.err
+    assert run(stopped.parent, "--limit=384", "--epochs=5").code == 0  # a lock file that nobody holds is no lock
+
+
+def test_a_lock_file_that_outlives_its_process_is_named_where_there_is_no_flock(stopped, monkeypatch):
+    """There filelock takes the file itself for the lock; who knows that nobody runs is told what to remove."""
+    monkeypatch.setattr(common, "FileLock", SoftFileLock)
+    (stopped / ".lock").write_text("1\nanother host\n")
+    refused = run(stopped.parent, *SEVEN)
+    assert refused.code == 1 and refused.err.count("\n") == 1 and f"remove {stopped}/.lock" in refused.err
+    (stopped / ".lock").unlink()
+    assert run(stopped.parent, *SEVEN).code == 0
 
 
 def test_another_runs_folder_is_refused_with_what_differs(stopped):
@@ -159,10 +198,14 @@ def test_another_runs_folder_is_refused_with_what_differs(stopped):
     shutil.copytree(stopped, other)
     refused = run(stopped.parent, *SEVEN, number=2)
     assert refused.code == 1 and refused.err.count("\n") == 1
-    for what in ("experiment is classification_experiment_1, not classification_experiment_2", "std is 0.3081, not 1"):
+    for what in (
+        "experiment was classification_experiment_1, is classification_experiment_2",
+        "std was 0.3081, is 1",
+        "mean was 0.1307, is 0",
+    ):
         assert what in refused.err
     refused = run(stopped.parent, *SEVEN, "--digits=full")
-    assert refused.code == 1 and "digits is embedded, not full" in refused.err
+    assert refused.code == 1 and "digits was embedded, is full" in refused.err
     assert result(stopped) == result(other) == kept
 
 
@@ -179,29 +222,25 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_deleted(stopped, damage):
         state = torch.load(path, weights_only=True)
         del state["optimizer"]
         torch.save(state, path)
-    before = {path.name: path.read_bytes() for path in stopped.iterdir()}
+    before = files(stopped)
     refused = run(stopped.parent, *SEVEN)
     assert refused.code == 1 and refused.err.count("\n") == 1
     assert re.search(f"{path} is (damaged|of another format): .* or remove the folder", refused.err)
-    assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
+    assert files(stopped) == before
 
 
-def test_damaged_weights_are_named_when_the_gif_must_be_drawn_again(stopped):
-    (stopped / "progress.gif").unlink()
-    (stopped / "weights_005.pt").write_bytes(b"not these")
-    refused = run(stopped.parent, *SEVEN)
-    assert refused.code == 1 and refused.err.count("\n") == 1 and "weights_005.pt is damaged" in refused.err
+@pytest.mark.parametrize("bytes_left, kept", [(2_000, 0), (20_000, 0), (100_000, 1), (259_000, 2)])
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_loads(whole_run, stopped, bytes_left, kept):
+    """Full to the events, the figure, the weights or the checkpoint of the next epoch."""
 
-
-@pytest.mark.parametrize("bytes_left", [2_000, 100_000, 259_000])  # events, weights, checkpoint do not fit
-def test_a_full_disk_is_one_line_and_the_last_checkpoint_loads(whole_run, stopped, bytes_left):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, resource.RLIM_INFINITY))
 
-    full = run(stopped.parent, *SEVEN, before=limit)
+    full = run(stopped.parent, "--limit=384", "--epochs=6", before=limit)
     assert full.code == 1 and full.err.count("\n") == 1, full.err
-    assert "File too large" in full.err and "the same command goes on after epoch" in full.err
-    assert torch.load(stopped / "checkpoint.pt", weights_only=True)["epoch"] in (5, 6)
+    assert "File too large" in full.err and "the same command goes on after epoch 5" in full.err
+    written = [(stopped / name).exists() for name in ("figures/006.png", "weights/006.pt")]
+    assert sum(written) == kept and torch.load(stopped / "checkpoint.pt", weights_only=True)["epoch"] == 5
     assert run(stopped.parent, *SEVEN).code == 0
     assert result(stopped) == result(whole_run.folder)
 
@@ -217,30 +256,14 @@ def test_a_file_where_a_folder_should_be_is_one_line(log_dir):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_everything(whole_run, stopped, monkeypatch):
     def explode():
-        monkeypatch.setattr(common, "train", lambda *_: float("nan"))
+        row = dict.fromkeys(("train/loss", "train/grad_norm", "train/grad_norm_max"), math.nan)
+        monkeypatch.setattr(common, "train", lambda *_: row | {"train/clipped": 0.0})
 
     ended = run(stopped.parent, *SEVEN, before=explode)
     assert ended.code == 1 and ended.err.count("\n") == 1 and "the loss is not finite in epoch 6" in ended.err
     assert len(read_metrics(stopped)) == 5
     assert run(stopped.parent, *SEVEN).code == 0
     assert result(stopped) == result(whole_run.folder)
-
-
-def collapse(monkeypatch, epoch, back=None):
-    """Lets the transformer look away from every image after an epoch's training, and at them whole after another's."""
-    train, epochs = common.train, []
-
-    def looking_away(model, *args):
-        loss = train(model, *args)
-        epochs.append(args[-1])
-        if epochs[-1] == f"epoch {epoch}":
-            model.stn.fc_loc[-1].weight.data.zero_()
-            model.stn.fc_loc[-1].bias.data = torch.tensor([1.0, 0, 50, 0, 1, 50])
-        if epochs[-1] == f"epoch {back}":
-            model.stn.fc_loc[-1].bias.data = torch.tensor([1.0, 0, 0, 0, 1, 0])
-        return loss
-
-    monkeypatch.setattr(common, "train", looking_away)
 
 
 @pytest.mark.parametrize("back", [None, 6])
@@ -254,7 +277,12 @@ def test_a_collapse_is_said_and_the_run_goes_on(folder, monkeypatch, back):
     titles = [line for line in ended.out.splitlines() if line.startswith("title:")]
     assert len(titles) == 3 and ["COLLAPSED in epoch 3" in title for title in titles] == [False, True, back is None]
     assert ended.code == 0 and ended.out.count("COLLAPSED IN EPOCH 3") == 1 and "collapsed 3" in ended.out
-    assert json.loads((folder / "run.json").read_text())["collapsed"] == 3
+    run_json = json.loads((folder / "run.json").read_text())
+    assert run_json["collapsed"] == run_json["failed"] == 3 and run_json["lost_solution"] is None
+    assert np.isnan(read_metrics(folder)["stn/spread"]).sum() == 0 and read_metrics(folder)["stn/spread"][2] == 0
+    events = EventAccumulator(str(folder)).Reload()
+    failed = [(event.step, event.value) for event in events.Scalars("outcome/failed_in_epoch")]
+    assert failed == [(epoch, 3) for epoch in range(3, 8)]
     inside = read_metrics(folder)["stn/inside"][2:]
     assert (inside == 0).tolist() == ([True] * 5 if back is None else [True] * 3 + [False] * 2)
 
@@ -265,7 +293,7 @@ def test_stop_on_collapse_ends_the_run_there_and_leaving_it_out_goes_on(folder, 
 
     for _ in range(2):
         ended = run(folder.parent, *SEVEN, "--stop-on-collapse", before=patch)
-        assert ended.code == 0 and len(read_metrics(folder)) == 3 and (folder / "weights_003.pt").exists()
+        assert ended.code == 0 and len(read_metrics(folder)) == 3 and (folder / "weights" / "003.pt").exists()
     assert "epoch 3, best accuracy" in ended.out
     assert run(folder.parent, *SEVEN, before=patch).code == 0
     assert len(read_metrics(folder)) == 7
