@@ -626,9 +626,30 @@ def describe_machine(device):
     return facts | {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
 
 
+def run_path(args, name, variant, dataset):
+    """The folder of a run: its name carries what is not the script's default, such as "_mnist_seed3_limit600"."""
+    parts = [name] if variant is None else [name, str(variant)]
+    parts += [args.dataset] * (args.dataset != dataset)
+    parts += [f"seed{args.seed}"] * (args.seed != 0) + [f"limit{args.limit}"] * (args.limit != 60000)
+    return Path(args.log_dir, "_".join(parts))
+
+
 def finished(history, args):
     """Whether a run has come to the end that was asked for."""
     return len(history) >= args.epochs or (args.stop_on_collapse and collapsed(history) is not None)
+
+
+def make_network(args, folder, transformer, make_optimizer):
+    """Returns network and optimizer, as the folder has them if it holds a run, else as they begin."""
+    torch.manual_seed(10_000 * args.seed)
+    side = CANVAS if args.dataset == "cluttered" else 28
+    model = stn.STNClassifier(side, folder.settings["fill"], transformer)
+    model.to(args.device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(model)
+    folder.settings["optimizer"] = describe_optimizer(optimizer, model)
+    folder.facts |= describe_machine(args.device)
+    folder.restore(model, optimizer)
+    return model, optimizer
 
 
 def run(args, folder, model, optimizer, max_grad_norm):
@@ -665,6 +686,14 @@ def run(args, folder, model, optimizer, max_grad_norm):
                 say(f"{event.__name__.upper()} IN EPOCH {event(history)}".replace("_", " ITS "))
         if last:
             break
+
+
+def conclude(args, folder):
+    """Says what came of a run, and where it is."""
+    end = {key.replace("_", " "): value for key, value in summarize(folder.history).items() if value is not None}
+    say("finished: " + ", ".join(f"{key} {value:.4g}" for key, value in end.items()))
+    logs = f"tensorboard --logdir {shlex.quote(args.log_dir)} {TENSORBOARD_OPTIONS}"
+    say(f"files: {shlex.quote(str(folder.path))}, curves: {logs}")
 
 
 # -------------------------------------------------------------------------------------------------- a script's one call
@@ -736,36 +765,20 @@ def run_experiment(
         dataset: "cluttered" or "mnist", unless --dataset says otherwise.
         variant: what tells the runs of a script that makes several apart, part of the folder's name.
 
-    Raises SystemExit after one line on stderr: with code 2 for wrong arguments, 1 for what else a user can mend, 130
-    for SIGINT and 143 for SIGTERM.
+    Ends in one line on stderr and exit code 2 for wrong arguments, 1 for what else a user can mend, 128 + a signal.
     """
     mend_streams()
     script = inspect.currentframe().f_back.f_globals
     name = Path(script["__file__"]).stem
     args = parse_arguments(name, script["__doc__"], epochs, dataset)
     settings = {"experiment": name, "variant": variant, "mean": mean, "std": std, "fill": fill, "optimizer": None}
-    settings |= {
-        "transformer": describe_transformer(transformer),
-        "max_grad_norm": max_grad_norm,
-        "batch_size": BATCH_SIZE,
-    }
-    settings |= {key: getattr(args, key) for key in ("dataset", "digits", "limit", "seed")}
-    other = (variant, args.dataset != dataset and args.dataset, args.seed and f"seed{args.seed}")
-    other += (args.limit != 60000 and f"limit{args.limit}",)
-    path = Path(args.log_dir, "_".join([name, *(str(part) for part in other if part)]))
-    folder = RunFolder(path, settings, {"title": title, "epochs": args.epochs})
+    settings |= {"transformer": describe_transformer(transformer), "max_grad_norm": max_grad_norm}
+    settings |= {"dataset": args.dataset, "digits": args.digits, "limit": args.limit, "seed": args.seed}
+    settings |= {"batch_size": BATCH_SIZE}
+    folder = RunFolder(run_path(args, name, variant, dataset), settings, {"title": title, "epochs": args.epochs})
     with errors_in_one_line(name, folder, args.device), folder:
-        torch.manual_seed(10_000 * args.seed)
-        model = stn.STNClassifier(60 if args.dataset == "cluttered" else 28, fill, transformer)
-        model.to(args.device, memory_format=torch.channels_last)
-        optimizer = make_optimizer(model)
-        settings["optimizer"] = describe_optimizer(optimizer, model)
-        folder.facts |= describe_machine(args.device)
-        folder.restore(model, optimizer)
+        model, optimizer = make_network(args, folder, transformer, make_optimizer)
         folder.mend_gif()
         if not finished(folder.history, args):
             run(args, folder, model, optimizer, max_grad_norm)
-    end = {key: value for key, value in summarize(folder.history).items() if value is not None}
-    say("finished: " + ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in end.items()))
-    logs = shlex.quote(args.log_dir)
-    say(f"files: {shlex.quote(str(path))}, curves: tensorboard --logdir {logs} {TENSORBOARD_OPTIONS}")
+    conclude(args, folder)
