@@ -1,0 +1,159 @@
+"""Measures how sharp the loss is where a run saved its weights, and adds it to sharpness.csv, for make_figures.py:
+
+    python assets/sharpness.py RUN_FOLDER ... [--every N]
+
+with --every N at the epochs that N divides only. Gradient descent stays only where the sharpness is under about
+2 / learning rate (Cohen et al., Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability, 2021,
+https://arxiv.org/abs/2103.00065). It is the largest (algebraic) eigenvalue of the Hessian of the mean training loss by
+the localization net's weights, here on the first 2,048 training images as the run saw them, dropout off.
+
+The Hessian is seen through central differences of the gradient. The loss has kinks (ReLU, max pooling, bilinear
+sampling; before training, on 28 x 28, every point that is sampled lies on one), so that its eigenvalue depends on the
+step of the difference: each row says for which step it holds, and with its residual how much it is one, see
+`eigenvalues`. Rows of the same run and epoch are replaced. A weights file takes one to two minutes of one core on
+60 x 60, about half a minute on 28 x 28.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from collect import KEY, key_of, order, read_table, write_table
+from rebuild import ASSETS, load_weights, rebuild
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+import common
+
+IMAGES = 2048
+STEPS = (0.001, 0.01)  # of the central difference, in the Euclidean norm of all the localization net's weights
+FIGURES = ("sharpness", "largest_in_size", "residual", "scale", "inside", "spread", "loss", "lr")
+COLUMNS = (*KEY, "epoch", "step", *FIGURES)
+
+
+def add_rows(path, columns, rows):
+    """Adds rows to a CSV file, in the place of all that it has of the same runs and epochs; sorted by run and epoch.
+
+    Figures are written with six digits. A row has a run's `KEY` and its "epoch".
+    """
+
+    def of(row):
+        return *key_of(row), row["epoch"]
+
+    new = {of(row) for row in rows}
+    rows = [{name: float(f"{x:.6g}") if isinstance(x, float) else x for name, x in row.items()} for row in rows]
+    others = read_table(path) if path.exists() else []
+    rows = [row for row in others if of(row) not in new] + rows
+    write_table(path, columns, sorted(rows, key=lambda row: (order(row), row["epoch"])))
+
+
+def eigenvalues(gradient, weights, step):
+    """Largest (algebraic) eigenvalue of a Hessian, the one that is largest in size, and the residual of the first.
+
+    Args:
+        gradient: function of weights (n,) that returns the loss's gradient (n,) there, both float64 numpy arrays.
+        weights: float64 (n,), where the Hessian is taken.
+        step: of the central difference, (gradient(w + step v) - gradient(w - step v)) / (2 step) with v of norm 1.
+
+    Returns three floats. The eigenvalues are good to about 1 % where the loss is smooth over a step. Where it is not,
+    the differences are no linear map, and the residual tells: |Hv - xv| / |x| with eigenvalue x and its vector v of
+    norm 1. All are 0 where the gradient does not change; what ARPACK does not find in 10 restarts is nan.
+    """
+
+    def product(vector):
+        norm = np.linalg.norm(vector)
+        shift = step * vector / norm
+        return (gradient(weights + shift) - gradient(weights - shift)) * (norm / (2 * step))
+
+    def largest(which):
+        options = {"v0": start, "ncv": 10, "tol": 0.01, "maxiter": 10}
+        try:
+            values, vectors = eigsh(hessian, k=1, which=which, **options)
+        except ArpackNoConvergence:
+            return math.nan, np.full_like(start, math.nan)
+        return float(values[0]), vectors[:, 0]
+
+    start = product(np.random.default_rng(0).standard_normal(len(weights)))  # seeded, so that results repeat
+    if not start.any():
+        return 0.0, 0.0, 0.0  # ARPACK cannot begin with 0
+    hessian = LinearOperator((len(weights), len(weights)), matvec=product, dtype=np.float64)
+    in_size, vector = largest("LM")
+    value, vector = (in_size, vector) if in_size > 0 else largest("LA")
+    residual = float(np.linalg.norm(product(vector) - value * vector)) / abs(value)
+    return value, in_size, residual
+
+
+def loss_gradient(model, images, labels, to_batch):
+    """Returns the gradient of the mean loss on images, as a function of the localization net's weights (n,).
+
+    It takes and returns float64 numpy arrays; the network computes in its own precision. Sets the network's weights.
+    """
+    parameters = list(model.stn.parameters())
+    sizes = [parameter.numel() for parameter in parameters]
+
+    def gradient(weights):
+        with torch.no_grad():
+            for parameter, part in zip(parameters, torch.from_numpy(weights).split(sizes), strict=True):
+                parameter.copy_(part.view_as(parameter))
+        total = torch.zeros(len(weights), dtype=parameters[0].dtype)
+        for some, wanted in zip(images.split(256), labels.split(256), strict=True):
+            loss = F.cross_entropy(model(to_batch(some)), wanted, reduction="sum") / len(images)
+            # experiment 18's loss does not depend on these weights
+            parts = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+            total += torch.cat([part.flatten() for part in parts])
+        return total.double().numpy()
+
+    return gradient
+
+
+def measure(folder, every=1):
+    """Yields the rows of sharpness.csv of the run in a folder, for each epoch with weights a list of two, see `STEPS`.
+
+    scale, inside, spread and loss are of the same 2,048 training images, not of the test images as elsewhere; lr is
+    the localization net's learning rate, the largest if its weights have several. Raises RunError if there is no run,
+    or it has no weights at an epoch that `every` divides.
+    """
+    run, model, optimizer, to_batch = rebuild(folder)
+    epochs = sorted(int(path.stem) for path in (folder / "weights").glob("*.pt"))
+    epochs = [epoch for epoch in epochs if epoch % every == 0]
+    if not epochs:
+        raise common.RunError(f"{folder} has no weights at an epoch that {every} divides: it needs its weights/*.pt")
+    (images, labels), *_ = common.load_canvases(run["dataset"], "data", run["digits"], min(run["limit"], IMAGES))
+    held = {id(parameter) for parameter in model.stn.parameters()}
+    lr = max(group["lr"] for group in optimizer.param_groups if held & {id(p) for p in group["params"]})
+    for epoch in epochs:
+        load_weights(folder, epoch, model)
+        figures = common.test(model, images, labels, to_batch)  # it turns dropout off
+        row = {name: run[name] for name in KEY} | {"epoch": epoch, "loss": figures["test/loss"], "lr": lr}
+        row |= {name: figures[f"stn/{name}"] for name in ("scale", "inside", "spread")}
+        weights = torch.cat([weights.detach().flatten() for weights in model.stn.parameters()]).double().numpy()
+        gradient = loss_gradient(model, images, labels, to_batch)
+        rows = []
+        for step in STEPS:
+            found = dict(zip(FIGURES[:3], eigenvalues(gradient, weights, step), strict=True))
+            rows.append(row | {"step": step} | found)
+            print(f"{folder.name}, epoch {epoch}, step {step}: {found}", flush=True)
+        yield rows
+
+
+def main():
+    match sys.argv[1:]:
+        case [*folders, "--every", every]:
+            pass
+        case folders:
+            every = "1"
+    if not folders or any(folder.startswith("-") for folder in folders) or not every.isdecimal() or int(every) == 0:
+        sys.exit("usage: python assets/sharpness.py RUN_FOLDER ... [--every N], of runs that saved weights")
+    torch.set_num_threads(1)
+    try:
+        for folder in map(Path, folders):
+            for rows in measure(folder, int(every)):  # minutes each
+                add_rows(ASSETS / "sharpness.csv", COLUMNS, rows)
+    except (common.RunError, OSError) as error:
+        sys.exit(f"sharpness.py: error: {error}")
+
+
+if __name__ == "__main__":
+    main()
