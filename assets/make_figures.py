@@ -62,6 +62,7 @@ LABELS = {
     "train/grad_norm": "gradient's norm",
 }
 RATE = "learning rate of the localization net"
+RESIDUAL = 0.3  # of an eigenvector of the Hessian, over which its eigenvalue is not shown
 ONE_MAP = 0.01  # spread under which the regions' centres are one place for all images
 
 
@@ -464,51 +465,49 @@ def plain_sgd(assets):
     return {key_of(run) for run in read_study(assets) if run["optimizer"].startswith("SGD")}
 
 
-def sharpness_over_scale(axes, assets):
-    """Draws the sharpness over scale, a point an epoch of a run that sees the image, and the limit of each rate of SGD.
+def read_sharpness(assets):
+    """The rows of sharpness.csv that say something: at the larger step of the differences, and nearly an eigenvector.
 
-    A point is at the smaller step of the differences; the line from it ends at the larger one's.
+    At smaller steps, and where its residual is larger, the loss's kinks hide its curvature, as they do at the identity
+    that training starts from.
     """
-    sgd, points = plain_sgd(assets), {}
-    for row in read_table(assets / "sharpness.csv"):
-        if row["sharpness"] > 0 and not collapsed([{"epoch": row["epoch"], "stn/inside": row["inside"]}]):
-            points.setdefault((*key_of(row), row["epoch"]), []).append(row)
-    for (*key, _), rows in points.items():
-        rows.sort(key=lambda row: row["step"])
-        color, x = rate_color(rows[0]["lr"]), [row["scale"] for row in rows]
-        axes.plot(x, [row["sharpness"] for row in rows], color=color, linewidth=0.5, alpha=0.4)
-        marker = "o" if tuple(key) in sgd else "^"
-        axes.plot(
-            x[0],
-            rows[0]["sharpness"],
-            marker,
-            color=color,
-            markersize=3.5,
-            markeredgecolor="white",
-            markeredgewidth=0.3,
-        )
-    for rate in sorted({rows[0]["lr"] for (*key, _), rows in points.items() if tuple(key) in sgd}):
+    rows = read_table(assets / "sharpness.csv")
+    step = max(row["step"] for row in rows)
+    return [row for row in rows if row["step"] == step and row["sharpness"] > 0 and row["residual"] < RESIDUAL]
+
+
+def sharpness_over_scale(axes, assets):
+    """Draws sharpness over scale, a point an epoch of a run that sees the image, and the limit of each rate of SGD."""
+    sgd, limits = plain_sgd(assets), set()
+    for row in read_sharpness(assets):
+        if collapsed([row | {"stn/inside": row["inside"]}]):
+            continue
+        marker, color = "o" if key_of(row) in sgd else "^", rate_color(row["lr"])
+        edge = {"markeredgecolor": "white", "markeredgewidth": 0.3}
+        axes.plot(row["scale"], row["sharpness"], marker, color=color, markersize=3.5, **edge)
+        if marker == "o":
+            limits.add(row["lr"])
+    for rate in sorted(limits):
         axes.axhline(2 / rate, color=rate_color(rate), linestyle="--", linewidth=1)
         axes.text(1.02, 2 / rate, f"2 / {rate:g}", transform=axes.get_yaxis_transform(), va="center", fontsize=7)
     axes.set(xscale="log", yscale="log", xlabel="scale", ylabel="sharpness")
     axes.set_xticks(SCALES, map(str, SCALES))
     axes.minorticks_off()
     axes.set_title("all runs that see the image")
-    for style, label in (("o", "SGD"), ("^", "Adam"), ("-", "to a larger\ndifference")):
+    for style, label in (("o", "SGD"), ("^", "Adam")):
         axes.plot([], [], style, color="grey", markersize=4, label=label)
     axes.legend(loc="lower left", handlelength=1)
 
 
 def sharpness_over_epochs(axes, assets):
     """Draws lr x sharpness over the epochs of the runs of SGD, with the limit at 2."""
-    sgd, smallest = plain_sgd(assets), {}
-    for row in read_table(assets / "sharpness.csv"):
-        if key_of(row) in sgd and row["sharpness"] > 0:
-            smallest.setdefault(key_of(row), {}).setdefault(row["step"], []).append(row)
-    for steps in smallest.values():
-        rows = steps[min(steps)]
+    sgd, curves = plain_sgd(assets), {}
+    for row in read_sharpness(assets):
+        if key_of(row) in sgd:
+            curves.setdefault(key_of(row), []).append(row)
+    for rows in curves.values():
         values = [row["lr"] * row["sharpness"] for row in rows]
-        axes.plot([row["epoch"] for row in rows], values, color=rate_color(rows[0]["lr"]), linewidth=0.7)
+        axes.plot([row["epoch"] for row in rows], values, ".-", color=rate_color(rows[0]["lr"]), linewidth=0.7)
     axes.axhline(2, color="black", linestyle="--", linewidth=1)
     axes.text(1, 2, "2", transform=axes.get_yaxis_transform(), va="center")
     axes.set(yscale="log", xlabel="epoch", ylabel="learning rate x sharpness")

@@ -188,15 +188,16 @@ def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is
     runs = [run(1, history(FINE)), run(10, history(FINE), optimizer="SGD(lr=0.001)")]
     runs += [run(7, history(FINE), optimizer="Adam(lr=0.0001)")]
     collect.write_runs(runs, assets)
-    columns = (*collect.KEY, "epoch", "step", "sharpness", "scale", "inside", "lr")
+    columns = (*collect.KEY, "epoch", "step", "sharpness", "residual", "scale", "inside", "lr")
     key = {"variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0, "inside": 0.8}
+    key |= {"residual": 0.1}
     rows = [
         key | {"experiment": number, "lr": lr, "epoch": epoch, "step": step, "sharpness": sharpness, "scale": scale}
         for number, lr in ((1, 0.01), (7, 0.0001), (10, 0.001))
         for epoch, scale in ((20, 0.8), (40, 0.6))
         for step, sharpness in ((0.001, 300), (0.01, 200))
     ]
-    rows += [rows[0] | {"epoch": 60, "inside": 0.01, "scale": 7}]
+    rows += [rows[1] | {"epoch": 60, "inside": 0.01, "scale": 7}, rows[1] | {"epoch": 80, "residual": 0.5}]
     collect.write_table(assets / "sharpness.csv", columns, rows)
 
     over_scale, over_epochs, bar = make_figures.why(assets).axes
@@ -205,13 +206,13 @@ def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is
     assert limits == [2 / 0.001, 2 / 0.01]
     points = [line for line in over_scale.lines if line.get_marker() in "o^" and len(line.get_xdata())]
     assert sorted((line.get_marker(), *line.get_xdata(), *line.get_ydata()) for line in points) == [
-        ("^", 0.6, 300),
-        ("^", 0.8, 300),
-        *[("o", 0.6, 300)] * 2,
-        *[("o", 0.8, 300)] * 2,
+        ("^", 0.6, 200),
+        ("^", 0.8, 200),
+        *[("o", 0.6, 200)] * 2,
+        *[("o", 0.8, 200)] * 2,
     ]
     products = [list(line.get_ydata()) for line in over_epochs.lines]
-    assert products == [[3.0, 3.0, 3.0], [0.3, 0.3], [2, 2]]
+    assert products == [[2.0, 2.0, 2.0], [0.2, 0.2], [2, 2]]
 
 
 def test_the_hand_over_has_a_line_a_shuffle(assets):
