@@ -77,7 +77,8 @@ def read_runs(assets=ASSETS):
 
 def write_runs(runs, assets=ASSETS):
     """Writes runs, as `read_runs` returns them, in the order of their keys."""
-    runs = sorted(runs, key=order)
+    accuracies = ("best_accuracy", "last_accuracy")
+    runs = [run | {name: float(f"{run[name]:.6g}") for name in accuracies} for run in sorted(runs, key=order)]
     rows = [{name: run[name] for name in KEY} | row for run in runs for row in run["history"]]
     rows = [row | {tag: float(f"{row[tag]:.6g}") for tag in TAGS if row[tag] is not None} for row in rows]
     write_table(assets / "results.csv", [*KEY, "epoch", *TAGS], rows)  # first: a run needs its epochs
