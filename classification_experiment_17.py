@@ -1,6 +1,7 @@
 """Experiment 17: with input normalization, the localization net at seven learning rates, 20 epochs each.
 
 On plain digits unless --dataset cluttered: does the localization net's learning rate alone decide?
+Seen with two seeds on plain digits: well up to 0.01, zoomed out at 0.05 and one of two at 0.02, off the image at 0.1.
 """
 
 import torch

@@ -379,7 +379,7 @@ def cures(runs):
     for number, seeds in sorted(tried, key=rank):
         cells = [CURES[number], number, k_of_n(seeds), middle_and_range(best_accuracies(seeds), 1)]
         rows.append([*cells, middle(at_best(seeds, "stn/scale"))])
-    return markdown(["in your code", "experiment", "runs failed", "best accuracy, %", "scale there"], rows)
+    return markdown(["in your code", "experiment", "runs failed", "best accuracy, %", "scale"], rows)
 
 
 def robustness(runs):
