@@ -288,6 +288,7 @@ def rates_full(assets):
     panels = figure.subplot_mosaic([["stn/scale", "stn/inside", "stn/spread"], ["test/accuracy", "by side", "by side"]])
     for tag in ("stn/scale", "stn/inside", "stn/spread", "test/accuracy"):
         draw_over_the_rate(panels[tag], curves, tag)
+    panels["stn/spread"].set_yscale("log")
     draw_over_the_rate(panels["by side"], curves, "stn/scale", by_side=True)
     figure.legend(*panels["by side"].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
