@@ -516,7 +516,7 @@ def sharpness_over_epochs(axes, assets):
 
 
 def hand_over(axes, assets):
-    """Draws the accuracy over the steps since Adam's solution was handed over to SGD, a line a shuffle."""
+    """Draws the accuracy over the steps since solutions were handed over to SGD at other rates, a line a shuffle."""
     names = (*KEY, "epoch", "rate", "classifier_rate", "shuffle")
     for (*_, rate, _, _), rows in groupby(
         read_table(assets / "hand_over.csv"), key=lambda row: tuple(row[name] for name in names)
@@ -527,7 +527,7 @@ def hand_over(axes, assets):
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xticks((0, 1, 10, 100, 400), ("0", "1", "10", "100", "400"))
     axes.set(xlabel="steps of SGD", ylabel=LABELS["test/accuracy"], xlim=(0, 400), ylim=(0, 100))
-    axes.set_title("Adam's solution, handed over to SGD")
+    axes.set_title("solutions handed over to SGD")
     axes.plot([], [], ":", color="black", label="localization net frozen")
     axes.legend(loc="lower left")
 
