@@ -48,6 +48,7 @@ import stn
 
 BATCH_SIZE = 64
 FIGURE_EVERY = 5  # epochs
+GIF_FRAMES = 100  # at most: Pillow keeps a byte a pixel of each until it saves
 CANVAS, PATCH, PATCHES = 60, 6, 8  # side of a canvas and of a clutter patch in pixels, patches on a canvas
 TRAIN_SEED, TEST_SEED = 0, 1  # of the canvases: they are the same in every run
 BAR = {"leave": False, "disable": None}  # of tqdm: none where stderr is no terminal
@@ -505,12 +506,14 @@ class RunFolder:
         self.writer.add_text("run", f"|setting|value|\n|-|-|\n{rows}", len(self.history))
 
     def figures(self):
-        """The figures up to the last epoch, in the order of their numbers."""
+        """The figures up to the last epoch, in the order of their numbers; evenly spaced ones if they are too many."""
         paths = [path for path in (self.path / "figures").glob("*.png") if path.stem.isdecimal()]
-        return sorted((path for path in paths if int(path.stem) <= len(self.history)), key=lambda path: int(path.stem))
+        paths = sorted((p for p in paths if int(p.stem) <= len(self.history)), key=lambda path: int(path.stem))
+        step = max(1, math.ceil(len(paths) / GIF_FRAMES))
+        return paths[::-step][::-1]  # the last is always there
 
     def write_gif(self):
-        """Makes the GIF of the figures, an endless loop of half a second each. Pillow keeps a byte a pixel of each."""
+        """Makes the GIF of the figures, an endless loop of half a second each."""
         first, *others = self.figures()
         frames = (Image.fromarray(imageio.imread(path)) for path in others)
         options = {"extension": ".gif", "duration": 500, "loop": 0, "save_all": True, "append_images": frames}

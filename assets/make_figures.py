@@ -497,7 +497,7 @@ def sharpness_over_scale(axes, assets):
     axes.set_title("all runs that see the image")
     for style, label in (("o", "SGD"), ("^", "Adam")):
         axes.plot([], [], style, color="grey", markersize=4, label=label)
-    axes.legend(loc="lower left", handlelength=1)
+    axes.legend(loc="best", handlelength=1)
 
 
 def sharpness_over_epochs(axes, assets):

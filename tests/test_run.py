@@ -358,6 +358,18 @@ def test_figures_are_in_the_order_of_their_numbers_and_none_is_ahead(tmp_path):
     assert [path.name for path in folder.figures()] == ["000.png", "005.png", "995.png", "1000.png"]
 
 
+@pytest.mark.parametrize("count, shown", [(0, 0), (1, 1), (100, 100), (101, 51), (201, 67)])
+def test_the_gif_has_at_most_a_hundred_figures_evenly_spaced_and_the_last(tmp_path, count, shown):
+    folder = common.RunFolder(tmp_path, {}, {})
+    (tmp_path / "figures").mkdir()
+    for i in range(count):
+        (tmp_path / "figures" / f"{5 * i:03}.png").write_bytes(b"")
+    folder.history = [None] * 5 * count
+    epochs = [int(path.stem) for path in folder.figures()]
+    assert len(epochs) == shown <= common.GIF_FRAMES and len(set(np.diff(epochs))) <= 1
+    assert epochs[-1:] == [5 * (count - 1)] * (count > 0)
+
+
 def affine(degrees, scale, x, y):
     """The theta of a region turned by an angle, of a scale, and moved."""
     cosine, sine = scale * math.cos(math.radians(degrees)), scale * math.sin(math.radians(degrees))
