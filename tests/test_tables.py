@@ -299,16 +299,18 @@ def replay(*rows, experiment=1, seed=4, epoch=51):
 
 def test_the_fatal_step_is_ranked_before_step_0_and_before_the_largest_drop():
     steps = replay(*[(0.7, 0.3, 2.0)] * 250, (0.7, 0.3, 8.0), (0.2, 0.3, 3.0), (0.1, 0.05, 1.0), (0.005, 0.05, 1.0))
-    silent = replay(*[(0.7, 0.3, 2.0)] * 9, (0.7, 0.3, 6.0), (0.7, 0.0, 0.1), experiment=8)
+    inactive = replay(*[(0.7, 0.3, 2.0)] * 9, (0.7, 0.3, 6.0), (0.7, 0.0, 0.1), experiment=8)
     runs = [run(LOSES, seed=4), run(LOSES, 8, 4)]
-    assert rows(tables.fatal_step(runs, [steps, silent])) == [
+    assert rows(tables.fatal_step(runs, [steps, inactive])) == [
         "1, seed 4|51|90.0|inside|200 of 200|0.5|-2|0.50|1 of 200|4.0".split("|"),
         "8, seed 4|51|90.0|active|1 of 10|3.0|0|0.30|1 of 10|3.0".split("|"),
     ]
-    counts = rows(tables.fatal_step_count([*runs, run(LOSES)], [steps, silent, replay(*[(0.0, 0.3, 2.0)] * 3, seed=0)]))
+    counts = rows(
+        tables.fatal_step_count([*runs, run(LOSES)], [steps, inactive, replay(*[(0.0, 0.3, 2.0)] * 3, seed=0)])
+    )
     assert counts[0] == ["old, exploratory", "yes", "1", "1", "1"] and counts[2] == ["new", "yes", "2", "1", "2"]
     with pytest.raises(RunError, match="a replay of experiment 8, dataset cluttered, seed 4, but runs.csv no such run"):
-        tables.fatal_step(runs[:1], [silent])
+        tables.fatal_step(runs[:1], [inactive])
 
 
 # ---------------------------------------------------------------------------------------------------------------- pages
