@@ -62,7 +62,6 @@ LABELS = {
     "train/grad_norm": "gradient's norm",
 }
 RATE = "learning rate of the localization net"
-RESIDUAL = 0.3  # of an eigenvector of the Hessian, over which its eigenvalue is not shown
 ONE_MAP = 0.01  # spread under which the regions' centres are one place for all images
 
 
@@ -466,52 +465,46 @@ def plain_sgd(assets):
     return {key_of(run) for run in read_study(assets) if run["optimizer"].startswith("SGD")}
 
 
-def read_sharpness(assets):
-    """The rows of sharpness.csv that say something: at the larger step of the differences, and nearly an eigenvector.
-
-    At smaller steps, and where its residual is larger, the loss's kinks hide its curvature, as they do at the identity
-    that training starts from.
-    """
-    rows = read_table(assets / "sharpness.csv")
-    step = max(row["step"] for row in rows)
-    return [row for row in rows if row["step"] == step and row["sharpness"] > 0 and row["residual"] < RESIDUAL]
-
-
 def sharpness_over_scale(axes, assets):
-    """Draws sharpness over scale, a point an epoch of a run that sees the image, and the limit of each rate of SGD."""
-    sgd, limits = plain_sgd(assets), set()
-    for row in read_sharpness(assets):
-        if collapsed([row | {"stn/inside": row["inside"]}]):
+    """Draws curvature over scale, a point an epoch of a run that sees the image, and the limit of each rate of SGD.
+
+    Filled are the points of the larger step of sharpness.csv, open those of smaller ones.
+    """
+    rows, sgd, limits = read_table(assets / "sharpness.csv"), plain_sgd(assets), set()
+    larger = max(row["step"] for row in rows)
+    for row in rows:
+        if collapsed([row | {"stn/inside": row["inside"]}]) or not row["curvature"] > 0:
             continue
         marker, color = "o" if key_of(row) in sgd else "^", rate_color(row["lr"])
-        edge = {"markeredgecolor": "white", "markeredgewidth": 0.3}
-        axes.plot(row["scale"], row["sharpness"], marker, color=color, markersize=3.5, **edge)
+        fill = color if row["step"] == larger else "none"
+        axes.plot(row["scale"], row["curvature"], marker, color=color, markersize=3.5, markerfacecolor=fill)
         if marker == "o":
             limits.add(row["lr"])
     for rate in sorted(limits):
         axes.axhline(2 / rate, color=rate_color(rate), linestyle="--", linewidth=1)
         axes.text(1.02, 2 / rate, f"2 / {rate:g}", transform=axes.get_yaxis_transform(), va="center", fontsize=7)
-    axes.set(xscale="log", yscale="log", xlabel="scale", ylabel="sharpness")
+    axes.set(xscale="log", yscale="log", xlabel="scale", ylabel="curvature of the loss")
     axes.set_xticks(SCALES, map(str, SCALES))
     axes.minorticks_off()
     axes.set_title("all runs that see the image")
-    for style, label in (("o", "SGD"), ("^", "Adam")):
-        axes.plot([], [], style, color="grey", markersize=4, label=label)
+    for style, fill, label in (("o", "grey", "SGD"), ("^", "grey", "Adam"), ("o", "none", "over a tenth of the step")):
+        axes.plot([], [], style, color="grey", markersize=4, markerfacecolor=fill, label=label)
     axes.legend(loc="best", handlelength=1)
 
 
 def sharpness_over_epochs(axes, assets):
-    """Draws lr x sharpness over the epochs of the runs of SGD, with the limit at 2."""
-    sgd, curves = plain_sgd(assets), {}
-    for row in read_sharpness(assets):
-        if key_of(row) in sgd:
+    """Draws lr x curvature, over the larger step, over the epochs of the runs of SGD, with the limit at 2."""
+    rows, sgd, curves = read_table(assets / "sharpness.csv"), plain_sgd(assets), {}
+    larger = max(row["step"] for row in rows)
+    for row in rows:
+        if key_of(row) in sgd and row["step"] == larger and row["curvature"] > 0:
             curves.setdefault(key_of(row), []).append(row)
     for rows in curves.values():
-        values = [row["lr"] * row["sharpness"] for row in rows]
+        values = [row["lr"] * row["curvature"] for row in rows]
         axes.plot([row["epoch"] for row in rows], values, ".-", color=rate_color(rows[0]["lr"]), linewidth=0.7)
     axes.axhline(2, color="black", linestyle="--", linewidth=1)
     axes.text(1, 2, "2", transform=axes.get_yaxis_transform(), va="center")
-    axes.set(yscale="log", xlabel="epoch", ylabel="learning rate x sharpness")
+    axes.set(yscale="log", xlabel="epoch", ylabel="learning rate x curvature")
     axes.set_title("the runs of SGD")
 
 
@@ -551,6 +544,35 @@ def why(assets):
     return figure
 
 
+def smoothing(assets):
+    """The loss along a shift of the region, and its gradient against its change, of smoothing.csv's first solution."""
+    if not (assets / "smoothing.csv").exists():
+        raise MissingError("no smoothing.csv")
+    rows = read_table(assets / "smoothing.csv")
+    _, rows = next(groupby(rows, key=lambda row: (*key_of(row), row["epoch"])))
+    rows = list(rows)
+    drawn = sorted({row["image"] for row in rows if row["shift"] != 0})
+    figure = Figure(figsize=(WIDTH, 3.6))
+    places = [*drawn, *"...."][:4]  # as many images as there are
+    panels = figure.subplot_mosaic([[*places[:2], "all", "all"], [*places[2:], "all", "all"]])
+    panels["all"].axline((0, 0), slope=1, color="grey", linewidth=0.6)
+    for smoothed, color, marker, label in ((0, VERMILION, "o", "as they are"), (1, BLUE, "^", "smoothed")):
+        some = [row for row in rows if row["smoothed"] == smoothed]
+        for image in drawn:
+            curve = [row for row in some if row["image"] == image]
+            panels[image].plot(column(curve, "shift"), column(curve, "loss"), color=color)
+        unshifted = [row for row in some if row["shift"] == 0]
+        places = column(unshifted, "difference"), column(unshifted, "gradient")
+        panels["all"].plot(*places, marker, color=color, markersize=3, markeredgewidth=0, alpha=0.7, label=label)
+    for image in drawn:
+        panels[image].set(xlabel="shift (pixels)", ylabel="loss", title=f"test image {image}")
+        panels[image].set_xticks((-3, 0, 3))
+    panels["all"].set(xlabel="change of the loss over a pixel", ylabel="gradient (loss a pixel)")
+    panels["all"].set_title(f"{len(unshifted)} test images at no shift")
+    figure.legend(*panels["all"].get_legend_handles_labels(), loc="outside upper center", ncols=2, title="images")
+    return figure
+
+
 FIGURES = {
     "states.png": states,
     "timeline.png": timeline,
@@ -561,6 +583,7 @@ FIGURES = {
     "classification_experiment_3_vs_2.png": lambda assets: compare(assets, 2, 3),
     "cures.png": cures,
     "why.png": why,
+    "smoothing.png": smoothing,
 }
 
 

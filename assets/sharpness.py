@@ -10,8 +10,10 @@ the localization net's weights, here on the first 2,048 training images as the r
 The Hessian is seen through central differences of the gradient. The loss has kinks (ReLU, max pooling, bilinear
 sampling; before training, on 28 x 28, every point that is sampled lies on one), so that its eigenvalue depends on the
 step of the difference: each row says for which step it holds, and with its residual how much it is one, see
-`eigenvalues`. Rows of the same run and epoch are replaced. A weights file takes one to two minutes of one core on
-60 x 60, about half a minute on 28 x 28.
+`eigenvalues`. Kinks or not, `curvature` holds: that of the loss itself over a step to either side along the vector
+that was found, (loss(w + step v) - 2 loss(w) + loss(w - step v)) / step^2. The largest in any direction is at least
+that. Rows of the same run and epoch are replaced. A weights file takes one to two minutes of one core on 60 x 60, about
+half a minute on 28 x 28.
 """
 
 import math
@@ -29,7 +31,7 @@ import common
 
 IMAGES = 2048
 STEPS = (0.001, 0.01)  # of the central difference, in the Euclidean norm of all the localization net's weights
-FIGURES = ("sharpness", "largest_in_size", "residual", "scale", "inside", "spread", "loss", "lr")
+FIGURES = ("sharpness", "largest_in_size", "residual", "curvature", "scale", "inside", "spread", "loss", "lr")
 COLUMNS = (*KEY, "epoch", "step", *FIGURES)
 
 
@@ -57,9 +59,10 @@ def eigenvalues(gradient, weights, step):
         weights: float64 (n,), where the Hessian is taken.
         step: of the central difference, (gradient(w + step v) - gradient(w - step v)) / (2 step) with v of norm 1.
 
-    Returns three floats. The eigenvalues are good to about 1 % where the loss is smooth over a step. Where it is not,
-    the differences are no linear map, and the residual tells: |Hv - xv| / |x| with eigenvalue x and its vector v of
-    norm 1. All are 0 where the gradient does not change; what ARPACK does not find in 10 restarts is nan.
+    Returns three floats and the first one's vector (n,), of norm 1. The eigenvalues are good to about 1 % where the
+    loss is smooth over a step. Where it is not, the differences are no linear map, and the residual tells:
+    |Hv - xv| / |x| with eigenvalue x and its vector v. The floats are 0 where the gradient does not change, with any
+    vector; what ARPACK does not find in 10 restarts is nan.
     """
 
     def product(vector):
@@ -75,14 +78,24 @@ def eigenvalues(gradient, weights, step):
             return math.nan, np.full_like(start, math.nan)
         return float(values[0]), vectors[:, 0]
 
-    start = product(np.random.default_rng(0).standard_normal(len(weights)))  # seeded, so that results repeat
+    anywhere = np.random.default_rng(0).standard_normal(len(weights))  # seeded, so that results repeat
+    start = product(anywhere)
     if not start.any():
-        return 0.0, 0.0, 0.0  # ARPACK cannot begin with 0
+        return 0.0, 0.0, 0.0, anywhere / np.linalg.norm(anywhere)  # ARPACK cannot begin with 0
     hessian = LinearOperator((len(weights), len(weights)), matvec=product, dtype=np.float64)
     in_size, vector = largest("LM")
     value, vector = (in_size, vector) if in_size > 0 else largest("LA")
     residual = float(np.linalg.norm(product(vector) - value * vector)) / abs(value)
-    return value, in_size, residual
+    return value, in_size, residual, vector
+
+
+def set_weights(model, weights):
+    """Sets the localization net's weights to a float64 numpy array (n,), or what is like it."""
+    parameters = list(model.stn.parameters())
+    parts = torch.as_tensor(weights).split([parameter.numel() for parameter in parameters])
+    with torch.no_grad():
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.copy_(part.view_as(parameter))
 
 
 def loss_gradient(model, images, labels, to_batch):
@@ -91,12 +104,9 @@ def loss_gradient(model, images, labels, to_batch):
     It takes and returns float64 numpy arrays; the network computes in its own precision. Sets the network's weights.
     """
     parameters = list(model.stn.parameters())
-    sizes = [parameter.numel() for parameter in parameters]
 
     def gradient(weights):
-        with torch.no_grad():
-            for parameter, part in zip(parameters, torch.from_numpy(weights).split(sizes), strict=True):
-                parameter.copy_(part.view_as(parameter))
+        set_weights(model, weights)
         total = torch.zeros(len(weights), dtype=parameters[0].dtype)
         for some, wanted in zip(images.split(256), labels.split(256), strict=True):
             loss = F.cross_entropy(model(to_batch(some)), wanted, reduction="sum") / len(images)
@@ -106,6 +116,11 @@ def loss_gradient(model, images, labels, to_batch):
         return total.double().numpy()
 
     return gradient
+
+
+def curvature(loss, weights, shift):
+    """Second difference of a loss, a function of weights (n,), over a shift (n,) to either side, over its square."""
+    return (loss(weights + shift) - 2 * loss(weights) + loss(weights - shift)) / float(shift @ shift)
 
 
 def measure(folder, every=1):
@@ -131,8 +146,15 @@ def measure(folder, every=1):
         weights = torch.cat([weights.detach().flatten() for weights in model.stn.parameters()]).double().numpy()
         gradient = loss_gradient(model, images, labels, to_batch)
         rows = []
+
+        def loss(place):
+            set_weights(model, place)
+            return common.test(model, images, labels, to_batch)["test/loss"]
+
         for step in STEPS:
-            found = dict(zip(FIGURES[:3], eigenvalues(gradient, weights, step), strict=True))
+            *values, vector = eigenvalues(gradient, weights, step)
+            found = dict(zip(FIGURES[:3], values, strict=True))
+            found["curvature"] = curvature(loss, weights, step * vector)
             rows.append(row | {"step": step} | found)
             print(f"{folder.name}, epoch {epoch}, step {step}: {found}", flush=True)
         yield rows

@@ -15,7 +15,7 @@ ASSETS = Path(__file__).parent
 sys.path[:0] = [str(ASSETS.parent), str(ASSETS)]
 from collect import key_of, order, read_runs, read_table  # noqa: E402
 
-from common import RunError, collapsed, failed, lost_solution  # noqa: E402
+from common import CANVAS, RunError, collapsed, failed, lost_solution  # noqa: E402
 
 PLAIN_SGD, PLAIN_ADAM = "SGD(lr=0.01)", "Adam(lr=0.0001)"  # one learning rate for all, as collect.py has them
 DEFINITIONS = {  # of a failure: the one that is used, and the others that a claim has to hold under
@@ -501,13 +501,15 @@ def rates(runs):
 
 
 def rates_bounds(runs):
+    """From which rate on runs fail or zoom out, and the same times (side / 28)^2, which should be alike for both."""
     columns = ["digits", "highest rate at which no run fails or zooms out", "lowest rate at which one does"]
     rows = []
     for data, tried in groupby(rate_runs(runs), key=lambda row: row[0]):
         bad = {rate: any(failed(run) or zoomed_out(run) for run in histories) for _, rate, histories in tried}
-        good = max((rate for rate in bad if not bad[rate]), default=None)
-        rows.append([data, good, min((rate for rate in bad if bad[rate]), default=None)])
-    return markdown(columns, rows)
+        factor = 1 if data == "plain" else (CANVAS / 28) ** 2
+        bounds = max((r for r in bad if not bad[r]), default=None), min((r for r in bad if bad[r]), default=None)
+        rows.append([data, *bounds, *(bound and f"{bound * factor:.2g}" for bound in bounds)])
+    return markdown([*columns, "the former, x (side / 28)²", "the latter, x (side / 28)²"], rows)
 
 
 # -------------------------------------------------------------------------------------------------------- the gradients
@@ -622,6 +624,54 @@ def fatal_step_count(runs, deaths):
     return markdown([*columns, "gradient before the largest drop"], rows)
 
 
+# ------------------------------------------------------------------------------------------------------------------ why
+
+KEPT = 5  # points of accuracy that a solution may lose while it counts as kept
+
+
+def read_optional(path):
+    return read_table(path) if path.exists() else []
+
+
+def hand_over(rows, sharpness):
+    """What is left of each solution after the last step of SGD, at each rate, and the largest rate that keeps it.
+
+    Beside it 2 / curvature, the rate that the law foretells: over the larger of the steps of sharpness.csv.
+    """
+    rates = sorted({(row["classifier_rate"], row["rate"]) for row in rows})
+    heads = [f"{rate:.5f}".rstrip("0") if rate else "frozen" for _, rate in rates]
+    columns = ["solution", "scale", "accuracy, %", *heads, "largest rate that keeps it", "2 / curvature"]
+    lines = []
+    for _, solution in groupby(rows, key=lambda row: (*key_of(row), row["epoch"])):
+        solution = list(solution)
+        first, last = solution[0], max(row["step"] for row in solution)
+        ends = {rate: [] for rate in rates}
+        for row in solution:
+            if row["step"] == last:
+                ends[row["classifier_rate"], row["rate"]].append(row["test/accuracy"])
+        kept = [rate[1] for rate, left in ends.items() if rate[1] and min(left) > first["test/accuracy"] - KEPT]
+        same = [row for row in sharpness if (*key_of(row), row["epoch"]) == (*key_of(first), first["epoch"])]
+        sharp = max(same, key=lambda row: row["step"], default=None)
+        cells = [f"{name(first)}, epoch {first['epoch']}", f"{first['stn/scale']:.2f}", f"{first['test/accuracy']:.1f}"]
+        cells += [middle_and_range(left, 0) for left in ends.values()]
+        lines.append([*cells, max(kept, default=None), sharp and f"{2 / sharp['curvature']:.2g}"])
+    return markdown(columns, lines)
+
+
+def smoothing(rows):
+    """How far the gradient by a shift of the region is from the loss's change over a pixel, smoothed and not."""
+    columns = ["solution", "smoothed", "gradient, standard deviation", "change over a pixel, standard deviation"]
+    columns += ["the one over the other", "correlation"]
+    lines = []
+    for (*_, epoch, smoothed), some in groupby(rows, key=lambda row: (*key_of(row), row["epoch"], row["smoothed"])):
+        some = [row for row in some if row["shift"] == 0]
+        gradients, changes = (np.array([row[name] for row in some]) for name in ("gradient", "difference"))
+        spreads = gradients.std(), changes.std()
+        cells = [f"{name(some[0])}, epoch {epoch}", "yes" if smoothed else "no", *(f"{x:.2f}" for x in spreads)]
+        lines.append([*cells, f"{spreads[0] / spreads[1]:.2f}", f"{np.corrcoef(gradients, changes)[0, 1]:.2f}"])
+    return markdown(columns, lines)
+
+
 # --------------------------------------------------------------------------------------------------- into the two pages
 
 
@@ -632,6 +682,8 @@ def make_tables(assets=ASSETS):
     of_runs += (rates, rates_bounds, gradient_before, clipped)
     tables = {function.__name__: function(runs) for function in of_runs}
     tables |= {function.__name__: function(runs, deaths) for function in (fatal_step, fatal_step_count)}
+    tables["hand_over"] = hand_over(*(read_optional(assets / f"{name}.csv") for name in ("hand_over", "sharpness")))
+    tables["smoothing"] = smoothing(read_optional(assets / "smoothing.csv"))
     return tables | {"published": published(runs, read_published(assets))}
 
 

@@ -188,16 +188,15 @@ def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is
     runs = [run(1, history(FINE)), run(10, history(FINE), optimizer="SGD(lr=0.001)")]
     runs += [run(7, history(FINE), optimizer="Adam(lr=0.0001)")]
     collect.write_runs(runs, assets)
-    columns = (*collect.KEY, "epoch", "step", "sharpness", "residual", "scale", "inside", "lr")
+    columns = (*collect.KEY, "epoch", "step", "curvature", "scale", "inside", "lr")
     key = {"variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0, "inside": 0.8}
-    key |= {"residual": 0.1}
     rows = [
-        key | {"experiment": number, "lr": lr, "epoch": epoch, "step": step, "sharpness": sharpness, "scale": scale}
+        key | {"experiment": number, "lr": lr, "epoch": epoch, "step": step, "curvature": curvature, "scale": scale}
         for number, lr in ((1, 0.01), (7, 0.0001), (10, 0.001))
         for epoch, scale in ((20, 0.8), (40, 0.6))
-        for step, sharpness in ((0.001, 300), (0.01, 200))
+        for step, curvature in ((0.001, 300), (0.01, 200))
     ]
-    rows += [rows[1] | {"epoch": 60, "inside": 0.01, "scale": 7}, rows[1] | {"epoch": 80, "residual": 0.5}]
+    rows += [rows[1] | {"epoch": 60, "inside": 0.01, "scale": 7}, rows[1] | {"epoch": 80, "curvature": -5}]
     collect.write_table(assets / "sharpness.csv", columns, rows)
 
     over_scale, over_epochs, bar = make_figures.why(assets).axes
@@ -205,12 +204,14 @@ def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is
     limits = [line.get_ydata()[0] for line in over_scale.lines if line.get_linestyle() == "--"]
     assert limits == [2 / 0.001, 2 / 0.01]
     points = [line for line in over_scale.lines if line.get_marker() in "o^" and len(line.get_xdata())]
-    assert sorted((line.get_marker(), *line.get_xdata(), *line.get_ydata()) for line in points) == [
-        ("^", 0.6, 200),
-        ("^", 0.8, 200),
-        *[("o", 0.6, 200)] * 2,
-        *[("o", 0.8, 200)] * 2,
-    ]
+    for curvature, is_open in ((200, False), (300, True)):
+        some = [line for line in points if (line.get_markerfacecolor() == "none") == is_open]
+        assert sorted((line.get_marker(), *line.get_xdata(), *line.get_ydata()) for line in some) == [
+            ("^", 0.6, curvature),
+            ("^", 0.8, curvature),
+            *[("o", 0.6, curvature)] * 2,
+            *[("o", 0.8, curvature)] * 2,
+        ]
     products = [list(line.get_ydata()) for line in over_epochs.lines]
     assert products == [[2.0, 2.0, 2.0], [0.2, 0.2], [2, 2]]
 
@@ -230,6 +231,23 @@ def test_the_hand_over_has_a_line_a_shuffle(assets):
     assert len(curves) == 9 and {tuple(line.get_ydata()) for line in curves} == {(90, 89, 88, 85)}
     assert len({to_hex(line.get_color()) for line in curves}) == 3
     assert [line.get_linestyle() for line in curves] == [":"] * 3 + ["-"] * 6  # frozen: dotted
+
+
+def test_the_loss_along_a_shift_is_drawn_with_and_without_smoothing(assets):
+    columns = (*collect.KEY, "epoch", "image", "smoothed", "shift", "loss", "gradient", "difference")
+    key = {"experiment": 1, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0}
+    rows = [
+        key | dict(zip(columns[len(key) :], (epoch, image, smoothed, shift, image + epoch, 3, 4), strict=True))
+        for epoch in (5, 10)
+        for image in range(6)
+        for smoothed in (0, 1)
+        for shift in ((-1, 0, 1) if image in (2, 3, 5) else (0,))
+    ]
+    collect.write_table(assets / "smoothing.csv", columns, rows)
+    *shifted, against = make_figures.smoothing(assets).axes
+    losses = {axes.get_title(): [list(line.get_ydata()) for line in axes.lines] for axes in (*shifted, against)}
+    assert losses.pop("6 test images at no shift")[1:] == [[3] * 6] * 2  # the first line is the diagonal
+    assert losses == {f"test image {image}": [[image + 5] * 3] * 2 for image in (2, 3, 5)}
 
 
 # ----------------------------------------------------------------------------------------------------------------- main

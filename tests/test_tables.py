@@ -266,7 +266,9 @@ def test_rates_count_the_runs_that_reached_20_epochs_as_they_were_then():
         ["plain", "0.1", "1 of 1", "0 of 1", "0.80"],
         ["cluttered", "0.01", "0 of 1", "0 of 1", "0.90"],
     ]
-    assert rows(tables.rates_bounds(runs)) == [["cluttered", "0.01", "0.05"]]
+    assert rows(tables.rates_bounds(runs)) == [["cluttered", "0.01", "0.05", "0.046", "0.23"]]  # x (60 / 28)^2
+    plain = rows(tables.rates_bounds([single | {"dataset": "mnist"} for single in runs]))
+    assert plain == [["plain", "0.01", "0.05", "0.01", "0.05"]]
 
 
 def test_the_gradient_before_a_failure_is_compared_with_the_run_s_earlier_epochs():
@@ -311,6 +313,50 @@ def test_the_fatal_step_is_ranked_before_step_0_and_before_the_largest_drop():
     assert counts[0] == ["old, exploratory", "yes", "1", "1", "1"] and counts[2] == ["new", "yes", "2", "1", "2"]
     with pytest.raises(RunError, match="a replay of experiment 8, dataset cluttered, seed 4, but runs.csv no such run"):
         tables.fatal_step(runs[:1], [inactive])
+
+
+# ------------------------------------------------------------------------------------------------------------------ why
+
+SOLUTION = {"experiment": 7, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 3}
+
+
+def test_a_solution_is_kept_where_no_shuffle_loses_over_five_points():
+    left = {0.0001: (95, 96), 0.001: (91.5, 95), 0.003: (90.5, 96), 0.01: (11, 12)}
+    handed = [
+        SOLUTION | {"epoch": 20, "rate": rate, "classifier_rate": 0.001, "shuffle": shuffle, "step": step} | figures
+        for shuffle in (0, 1)
+        for rate in left
+        for step in (0, 400)
+        for figures in ({"stn/scale": 0.6, "test/accuracy": left[rate][shuffle] if step else 96},)
+    ]
+    handed.append(handed[-1] | {"rate": 0, "classifier_rate": 0.01, "test/accuracy": 97})
+    sharpness = [SOLUTION | {"epoch": 20, "step": step, "curvature": 1 / step} for step in (0.01, 0.001)]
+    sharpness.append(sharpness[0] | {"epoch": 150, "curvature": 9})
+    head, _, *lines = tables.hand_over(handed, sharpness).splitlines()
+    assert "| 0.0001 | 0.001 | 0.003 | 0.01 | frozen |" in head
+    assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == [
+        *("7, seed 3, epoch 20", "0.60", "96.0"),
+        *("96 (95 to 96)", "93 (92 to 95)", "93 (90 to 96)", "12 (11 to 12)", "97"),
+        *("0.001", "0.02"),
+    ]
+    assert rows(tables.hand_over(handed, []))[0][-1] == "-"
+    assert (
+        rows(tables.hand_over([row | {"epoch": epoch} for epoch in (20, 150) for row in handed], sharpness))[1][-1]
+        == "0.22"
+    )
+
+
+def test_the_gradient_s_spread_is_compared_with_that_of_the_change_over_a_pixel():
+    pairs = {0: [(2, 1), (-2, -1), (6, 3)], 1: [(1, 1), (2, -1), (3, 1)]}
+    shifted = [
+        SOLUTION | {"epoch": 20, "smoothed": smoothed, "image": i, "shift": 0, "gradient": g, "difference": d}
+        for smoothed, values in pairs.items()
+        for i, (g, d) in enumerate(values)
+    ]
+    shifted.insert(1, shifted[0] | {"shift": 0.5, "gradient": 1000})
+    plain, smooth = rows(tables.smoothing(shifted))
+    assert plain == ["7, seed 3, epoch 20", "no", "3.27", "1.63", "2.00", "1.00"]
+    assert smooth == ["7, seed 3, epoch 20", "yes", "0.82", "0.94", "0.87", "0.00"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- pages
