@@ -11,6 +11,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "assets"))
 import make_comparison
 import make_states
+import thin_gif
 
 import common
 import stn
@@ -19,7 +20,7 @@ import stn
 def call(script, monkeypatch, folder, *arguments):
     """Runs a script's main() with these arguments, its pictures going into `folder`."""
     monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
-    monkeypatch.setattr(script, "ASSETS", folder)
+    monkeypatch.setattr(script, "ASSETS", folder, raising=False)
     script.main()
 
 
@@ -47,6 +48,21 @@ def test_the_comparison_has_a_frame_for_every_weights_file_that_both_runs_have(w
     left, right = (frames[1][top:bottom, start : start + make_comparison.PANEL] for start in starts)
     assert np.array_equal(left, right)  # the same run twice
     assert left.max() > 200 and not np.array_equal(frames[0], frames[2])
+
+
+@pytest.mark.parametrize("every, kept", [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3, 4]), (9, [0, 4])])
+def test_a_thin_gif_has_every_nth_frame_and_the_last(every, kept, monkeypatch, tmp_path):
+    frames = [np.full((9, 9, 3), 50 * i, np.uint8) for i in range(5)]
+    imageio.imwrite(tmp_path / "all.gif", np.stack(frames))
+    call(thin_gif, monkeypatch, tmp_path, tmp_path / "all.gif", every, tmp_path / "some.gif")
+    assert [frame[0, 0, 0] // 50 for frame in imageio.imread(tmp_path / "some.gif")] == kept
+
+
+def test_a_gif_that_is_not_there_is_one_line(monkeypatch, tmp_path):
+    for arguments, line in (((tmp_path / "none.gif", 2, tmp_path / "to.gif"), "none.gif"), ((), "usage: ")):
+        with pytest.raises(SystemExit) as end:
+            call(thin_gif, monkeypatch, tmp_path, *arguments)
+        assert line in end.value.code and "\n" not in end.value.code
 
 
 @pytest.mark.parametrize("script", [make_states, make_comparison])
