@@ -1,7 +1,7 @@
 """Experiment 15: with input normalization, images smoothed before they are sampled.
 
 28 points sample 60 pixels, so that what lies between them hardly counts: is it aliasing?
-No run of it has ended yet.
+Seen: the one seed so far lasts and is better by several points, with a dip in accuracy now and then.
 """
 
 import torch

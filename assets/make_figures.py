@@ -26,7 +26,7 @@ from PIL import Image
 
 ASSETS = Path(__file__).parent
 sys.path[:0] = [str(ASSETS), str(ASSETS.parent)]
-from collect import KEY, key_of, read_runs, read_table  # noqa: E402
+from collect import key_of, read_runs, read_table  # noqa: E402
 from tables import best_before, make_tables, read_deaths, run_of, with_tables  # noqa: E402
 
 from common import CANVAS, RunError, collapsed, lost_solution, outlines, write  # noqa: E402
@@ -50,8 +50,7 @@ BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#BBBBBB"
 SCALE_COLORS = LinearSegmentedColormap.from_list("scale", (BLUE, "#F4F4F4", VERMILION))  # no dark end: black is apart
 SCALE_COLORS = SCALE_COLORS.with_extremes(bad="black")
 SCALES = (0.5, 0.7, 1, 1.4, 2, 3, 5)  # ticks of a logarithmic axis
-RATES = LogNorm(2e-5, 0.1)
-RATE_COLORS = LinearSegmentedColormap.from_list("rate", matplotlib.colormaps["viridis"](np.linspace(0, 0.93, 256)))
+RATES = LogNorm(2e-5, 0.2)  # to viridis, but for its bright end
 LABELS = {
     "test/accuracy": "test accuracy (%)",
     "test/loss": "test loss",
@@ -133,8 +132,11 @@ def states(assets):
             axes.imshow(returned[i], extent=place, vmax=255, **grey)
             region = Polygon(outline[i] + (left + pad, pad), fill=False, edgecolor="#ff8000", linewidth=1.2)
             axes.add_patch(region).set_clip_path(tile)
-        axes.set(xlim=(0, len(images) * cell), ylim=(room, 0), xticks=[], yticks=[])
-        axes.set_ylabel(textwrap.fill(str(name), 10), rotation=0, ha="right", va="center")
+            if not region.get_path().intersects_bbox(tile.get_bbox()):
+                axes.text(left + room / 2, room, "out of view", color="#ff8000", fontsize=6, ha="center", va="bottom")
+        axes.set(xlim=(0, len(images) * cell - 3 * gap), ylim=(room, 0), xticks=[], yticks=[], anchor="E")
+        lines = [line for part in str(name).replace(": ", ":\n").split("\n") for line in textwrap.wrap(part, 11)]
+        axes.set_ylabel("\n".join(lines), rotation=0, ha="right", va="center")
         axes.spines[:].set_visible(False)
     return figure
 
@@ -234,10 +236,11 @@ def draw_over_the_rate(axes, curves, tag, by_side=False):
     Of scale, runs that are off the image are black points at the top edge; in the medians they are larger than any.
     `by_side` draws over rate x (side / 28)^2.
     """
+    black = []
     for dataset, rates in sorted(curves.items(), reverse=True):
         color, marker, side, label = DATASETS[dataset]
-        factor, shift = (side / 28) ** 2 if by_side else 1, 0.94 if dataset == "mnist" else 1.06
-        medians = []
+        factor, medians = (side / 28) ** 2 if by_side else 1, []
+        shift = 1 if len(curves) == 1 else 0.94 if dataset == "mnist" else 1.06
         for rate, rows in rates.items():
             x = rate * factor * shift * np.linspace(0.95, 1.05, len(rows))  # beside each other
             off = np.array([tag == "stn/scale" and collapsed([row]) is not None for row in rows])
@@ -248,10 +251,12 @@ def draw_over_the_rate(axes, curves, tag, by_side=False):
             if off.any():
                 edge = {"transform": axes.get_xaxis_transform(), "clip_on": False, "color": "black"}
                 axes.plot(x[off], np.ones(off.sum()), marker, **edge, **style)
-                axes.set_title("  off the image:", loc="left", y=1, pad=-3)
+                black.append(x[off].min())
         xs = [rate * factor * shift for rate in rates]
         axes.plot(xs, [math.nan if value == math.inf else value for value in medians], color=color, zorder=1)
         axes.plot([], [], color=color, marker=marker, markersize=4, label=label)
+    if black:
+        axes.text(min(black) / 1.1, 1, "off the image", ha="right", va="center", transform=axes.get_xaxis_transform())
     axes.set(xscale="log", xlabel=RATE + (" x (side / 28)²" if by_side else ""), ylabel=LABELS[tag])
     axes.xaxis.set_major_formatter("{x:g}")
     if tag == "stn/scale":
@@ -273,7 +278,7 @@ def rates(assets):
     ticks = sorted({rate for rates in curves.values() for rate in rates})
     axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
     axes.minorticks_off()
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 0.93))
+    axes.legend(loc="upper left")
     beside = {"transform": axes.get_yaxis_transform(), "color": "dimgrey"}
     axes.text(1.01, 1.02, "shrinks\nthe image", va="bottom", **beside)
     axes.text(1.01, 0.98, "zooms in", va="top", **beside)
@@ -299,7 +304,7 @@ def rates_full(assets):
 def choose_failures(deaths, runs):
     """Chooses two replays of `read_deaths`, one a kind, as {kind: steps from 60 before the fatal one to 60 after}.
 
-    20 steps after it a transformer is off the image if inside is under 0.02 and more than 0.1 of its hidden units are
+    20 steps after it a transformer is off the image if inside is under 0.02 and more than 0.02 of its hidden units are
     active, and has one map for all images if none is active. Of each kind it is one that recorded spread, if there is
     one, and of those the one whose run had the best accuracy in the epochs before.
 
@@ -308,7 +313,7 @@ def choose_failures(deaths, runs):
     kinds = {"off the image": [], "one map for all images": []}
     for steps in deaths:
         after = next((step for step in steps if step["step"] == 20), None)
-        if after and after["inside"] < 0.02 and after["active"] > 0.1:
+        if after and after["inside"] < 0.02 and after["active"] > 0.02:
             kinds["off the image"].append(steps)
         elif after and after["active"] == 0:
             kinds["one map for all images"].append(steps)
@@ -328,10 +333,11 @@ def failures(assets):
         "inside": "inside",
         "active": "active hidden\nunits (fraction)",
         "spread": "spread",
+        "scale": "scale",
         "gradient of the localization net": "gradient of the\nlocalization net",
     }
     names = {name: label for name, label in names.items() if any(rows[0][name] is not None for rows in chosen.values())}
-    figure = Figure(figsize=(WIDTH, 0.6 + 1.2 * len(names)))
+    figure = Figure(figsize=(WIDTH, 0.8 + 1.05 * len(names)))
     panels = figure.subplots(len(names), 2, sharex=True, sharey="row", squeeze=False)
     for axes, (kind, rows) in zip(panels.T, chosen.items(), strict=True):
         run = run_of(rows, runs)
@@ -457,7 +463,7 @@ def cures(assets):
 
 
 def rate_color(rate):
-    return RATE_COLORS(RATES(rate))
+    return matplotlib.colormaps["viridis"](RATES(rate))
 
 
 def plain_sgd(assets):
@@ -482,13 +488,17 @@ def sharpness_over_scale(axes, assets):
             limits.add(row["lr"])
     for rate in sorted(limits):
         axes.axhline(2 / rate, color=rate_color(rate), linestyle="--", linewidth=1)
-        axes.text(1.02, 2 / rate, f"2 / {rate:g}", transform=axes.get_yaxis_transform(), va="center", fontsize=7)
+        where = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7}
+        axes.text(1.02, 2 / rate, f"2 / {rate:g}", color=rate_color(rate), **where)
     axes.set(xscale="log", yscale="log", xlabel="scale", ylabel="curvature of the loss")
     axes.set_xticks(SCALES, map(str, SCALES))
     axes.minorticks_off()
     axes.set_title("all runs that see the image")
-    for style, fill, label in (("o", "grey", "SGD"), ("^", "grey", "Adam"), ("o", "none", "over a tenth of the step")):
-        axes.plot([], [], style, color="grey", markersize=4, markerfacecolor=fill, label=label)
+    drawn = {(line.get_marker(), line.get_markerfacecolor() == "none") for line in axes.lines}
+    names = {("o", False): "SGD", ("^", False): "Adam", ("o", True): "over a tenth of the step"}
+    for style in names.keys() & drawn:
+        fill = "none" if style[1] else "grey"
+        axes.plot([], [], style[0], color="grey", markersize=4, markerfacecolor=fill, label=names[style])
     axes.legend(loc="best", handlelength=1)
 
 
@@ -504,43 +514,55 @@ def sharpness_over_epochs(axes, assets):
         axes.plot([row["epoch"] for row in rows], values, ".-", color=rate_color(rows[0]["lr"]), linewidth=0.7)
     axes.axhline(2, color="black", linestyle="--", linewidth=1)
     axes.text(1, 2, "2", transform=axes.get_yaxis_transform(), va="center")
-    axes.set(yscale="log", xlabel="epoch", ylabel="learning rate x curvature")
+    last = max(row["epoch"] for rows in curves.values() for row in rows)
+    axes.set(yscale="log", xlim=(0, 1.02 * last), xlabel="epoch", ylabel="learning rate x curvature")
     axes.set_title("the runs of SGD")
 
 
-def hand_over(axes, assets):
-    """Draws the accuracy over the steps since solutions were handed over to SGD at other rates, a line a shuffle."""
-    names = (*KEY, "epoch", "rate", "classifier_rate", "shuffle")
-    for (*_, rate, _, _), rows in groupby(
-        read_table(assets / "hand_over.csv"), key=lambda row: tuple(row[name] for name in names)
-    ):
-        rows = list(rows)
+def hand_over(axes, rows, title):
+    """Draws the accuracy over the steps since a solution was handed over to SGD, a line a shuffle, labelled by rate."""
+    ends = {}
+    for (rate, _), line in groupby(rows, key=lambda row: (row["rate"], row["shuffle"])):
+        line = list(line)
         style = {"color": rate_color(rate)} if rate else {"color": "black", "linestyle": ":"}
-        axes.plot([row["step"] for row in rows], column(rows, "test/accuracy"), linewidth=0.6, **style)
+        axes.plot([row["step"] for row in line], column(line, "test/accuracy"), linewidth=0.7, **style)
+        ends.setdefault(rate, []).append(line[-1]["test/accuracy"])
+    place = 107
+    for rate in sorted(ends, key=lambda rate: (-round(statistics.median(ends[rate])), rate)):
+        place = min(statistics.median(ends[rate]), place - 7)  # percent, so that labels do not overlap
+        label, color = (f"{rate:.5f}".rstrip("0"), rate_color(rate)) if rate else ("frozen", "black")
+        axes.text(460, place, label, color=color, va="center", fontsize=7)
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xticks((0, 1, 10, 100, 400), ("0", "1", "10", "100", "400"))
-    axes.set(xlabel="steps of SGD", ylabel=LABELS["test/accuracy"], xlim=(0, 400), ylim=(0, 100))
-    axes.set_title("solutions handed over to SGD")
-    axes.plot([], [], ":", color="black", label="localization net frozen")
-    axes.legend(loc="lower left")
+    axes.set(xlabel="steps of SGD", xlim=(0, 400), ylim=(0, 100))
+    axes.set_title(title)
 
 
 def why(assets):
-    """Scale against sharpness, sharpness over the epochs, and the hand-over to SGD; those whose data are there."""
-    parts = {"sharpness.csv": (sharpness_over_scale, sharpness_over_epochs), "hand_over.csv": (hand_over,)}
-    there = [draw for name, draws in parts.items() if (assets / name).exists() for draw in draws]
-    missing = [name for name in parts if not (assets / name).exists()]
+    """Curvature over scale and over the epochs, and each solution handed over to SGD; those that there are data of."""
+    there = [name for name in ("sharpness.csv", "hand_over.csv") if (assets / name).exists()]
     if not there:
-        raise MissingError(f"no {' and no '.join(missing)}")
-    for name in missing:
-        print(f"left out: part of why.png, no {name}")
-    figure = Figure(figsize=(WIDTH, 3.4))
-    panels = figure.subplots(1, len(there), squeeze=False)[0]
-    for axes, draw in zip(panels, there, strict=True):
-        draw(axes, assets)
-    bar = figure.colorbar(ScalarMappable(RATES, RATE_COLORS), ax=panels, location="bottom", label=RATE, aspect=80)
-    ticks = ("0.00003", "0.0001", "0.0003", "0.001", "0.003", "0.01", "0.03", "0.1")
-    bar.set_ticks([float(rate) for rate in ticks], labels=ticks)
+        raise MissingError("no sharpness.csv and no hand_over.csv")
+    figure = Figure(figsize=(WIDTH, 2.9 * len(there)))
+    parts = dict(zip(there, figure.subfigures(len(there), 1, squeeze=False).flat, strict=True))
+    if "sharpness.csv" in parts:
+        left, right = parts["sharpness.csv"].subplots(1, 2)
+        sharpness_over_scale(left, assets)
+        sharpness_over_epochs(right, assets)
+    else:
+        print("left out: part of why.png, no sharpness.csv")
+    if "hand_over.csv" in parts:
+        titles = {key_of(run): run["title"] for run in read_study(assets)}
+        rows = read_table(assets / "hand_over.csv")
+        solutions = [list(some) for _, some in groupby(rows, key=lambda row: (*key_of(row), row["epoch"]))]
+        panels = parts["hand_over.csv"].subplots(1, len(solutions), sharey=True, squeeze=False)[0]
+        panels[0].set_ylabel(LABELS["test/accuracy"])
+        for axes, rows in zip(panels, solutions, strict=True):
+            title = titles.get(key_of(rows[0]), "")
+            where = f"seed {rows[0]['seed']}, epoch {rows[0]['epoch']}, scale {rows[0]['stn/scale']:.2f}"
+            hand_over(axes, rows, "\n".join([*wrap(f"{rows[0]['experiment']}: {title}", 28), where]))
+    else:
+        print("left out: part of why.png, no hand_over.csv")
     return figure
 
 

@@ -536,7 +536,7 @@ def gradient_before(runs):
         earlier, last = peak_ratio(history[: epoch - 4]), peak_ratio(history[epoch - 4 : epoch - 1])
         rises.append(last / earlier)
         rows.append([name(run), epoch, f"{last:.2f}", f"{earlier:.2f}", f"{last / earlier:.2f}"])
-    if rises:
+    if len(rises) > 1:
         up = sum(rise > 1 for rise in rises)
         p = stats.binomtest(up, len(rises)).pvalue
         rows.append([f"it rises in {up} of {len(rises)}, p = {p:.2g}", "", "", "", f"{median(rises):.2f}"])

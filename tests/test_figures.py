@@ -166,7 +166,7 @@ def test_of_each_kind_the_failure_of_the_best_run_is_chosen_and_one_that_recorde
         runs.append(run(1, rows, seed=seed))
     off = [replay(seed, 0.01, 0.3) for seed in (0, 1, 2)]
     one_map = [replay(seed, 0.7, 0.0) for seed in (0, 3)]
-    neither = [replay(1, 0.01, 0.05), replay(1, 0.7, 0.3), replay(1, 0.01, 0.3)[:215]]
+    neither = [replay(1, 0.01, 0.01), replay(1, 0.7, 0.3), replay(1, 0.01, 0.3)[:215]]
 
     chosen = make_figures.choose_failures([*off, *one_map, *neither], runs)
     assert {kind: steps[0]["seed"] for kind, steps in chosen.items()} == {
@@ -199,7 +199,7 @@ def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is
     rows += [rows[1] | {"epoch": 60, "inside": 0.01, "scale": 7}, rows[1] | {"epoch": 80, "curvature": -5}]
     collect.write_table(assets / "sharpness.csv", columns, rows)
 
-    over_scale, over_epochs, bar = make_figures.why(assets).axes
+    over_scale, over_epochs = make_figures.why(assets).axes
     assert "no hand_over.csv" in capsys.readouterr().out
     limits = [line.get_ydata()[0] for line in over_scale.lines if line.get_linestyle() == "--"]
     assert limits == [2 / 0.001, 2 / 0.01]
@@ -216,21 +216,32 @@ def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is
     assert products == [[2.0, 2.0, 2.0], [0.2, 0.2], [2, 2]]
 
 
-def test_the_hand_over_has_a_line_a_shuffle(assets):
-    columns = (*collect.KEY, "epoch", "rate", "classifier_rate", "shuffle", "step", "test/accuracy")
+def test_the_hand_over_has_a_panel_a_solution_and_a_line_a_shuffle(assets):
+    collect.write_runs([run(7, history(FINE))], assets)
+    columns = (*collect.KEY, "epoch", "stn/scale", "shuffle", "rate", "step", "test/accuracy")
     key = {"experiment": 7, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0}
     rows = [
-        key | dict(zip(columns[len(key) :], (20, rate, 0.001, shuffle, step, 90 - step), strict=True))
-        for rate in (0, 0.0001, 0.01)
+        key | dict(zip(columns[len(key) :], (epoch, 0.6, shuffle, rate, step, epoch - step), strict=True))
+        for epoch in (50, 90)
         for shuffle in (0, 1, 2)
+        for rate in (0.0001, 0.01, 0)
         for step in (0, 1, 2, 5)
     ]
     collect.write_table(assets / "hand_over.csv", columns, rows)
-    axes, bar = make_figures.why(assets).axes
-    curves = [line for line in axes.lines if len(line.get_xdata())]
-    assert len(curves) == 9 and {tuple(line.get_ydata()) for line in curves} == {(90, 89, 88, 85)}
-    assert len({to_hex(line.get_color()) for line in curves}) == 3
-    assert [line.get_linestyle() for line in curves] == [":"] * 3 + ["-"] * 6  # frozen: dotted
+    panels = make_figures.why(assets).axes
+    assert [axes.get_title().split("\n")[-1] for axes in panels] == [
+        "seed 0, epoch 50, scale 0.60",
+        "seed 0, epoch 90, scale 0.60",
+    ]
+    for axes, start in zip(panels, (50, 90), strict=True):
+        assert len(axes.lines) == 9
+        assert {tuple(line.get_ydata()) for line in axes.lines} == {(start, start - 1, start - 2, start - 5)}
+        assert [line.get_linestyle() for line in axes.lines] == ["-", "-", ":"] * 3  # frozen: dotted
+        labels = {text.get_text(): (text.get_color(), text.get_position()[1]) for text in axes.texts}
+        assert list(labels) == ["frozen", "0.0001", "0.01"]
+        assert [labels["0.0001"][0], labels["0.01"][0]] == [line.get_color() for line in axes.lines[:2]]
+        places = [place for _, place in labels.values()]
+        assert places == [start - 5, start - 12, start - 19]  # beside the lines' ends, not over each other
 
 
 def test_the_loss_along_a_shift_is_drawn_with_and_without_smoothing(assets):

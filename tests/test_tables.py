@@ -277,9 +277,10 @@ def test_the_gradient_before_a_failure_is_compared_with_the_run_s_earlier_epochs
         row |= {"train/grad_norm": 2.0, "train/grad_norm_max": 12.0 if 7 <= row["epoch"] <= 9 else 4.0}
     unknown = [row | {"train/grad_norm": None, "train/grad_norm_max": None} for row in history]
     runs = [run(history), run(unknown, seed=1), run(LASTS, seed=2), run(fails_in(4), seed=3)]
-    cells, last = rows(tables.gradient_before(runs))
+    (cells,) = rows(tables.gradient_before(runs))
     assert cells == ["1, seed 0", "10", "6.00", "2.00", "3.00"]
-    assert last[0] == "it rises in 1 of 1, p = 1" and last[-1] == "3.00"
+    *_, last = rows(tables.gradient_before([*runs, run(history, seed=4)]))
+    assert last[0] == "it rises in 2 of 2, p = 0.5" and last[-1] == "3.00"
 
 
 def test_the_steps_that_were_clipped_are_counted_up_to_the_failure():
