@@ -636,11 +636,13 @@ def read_optional(path):
 def hand_over(rows, sharpness):
     """What is left of each solution after the last step of SGD, at each rate, and the largest rate that keeps it.
 
-    Beside it 2 / curvature, the rate that the law foretells: over the larger of the steps of sharpness.csv.
+    Beside it 2 / curvature, the rate that the law foretells, over each of the steps of sharpness.csv.
     """
     rates = sorted({(row["classifier_rate"], row["rate"]) for row in rows})
     heads = [f"{rate:.5f}".rstrip("0") if rate else "frozen" for _, rate in rates]
-    columns = ["solution", "scale", "accuracy, %", *heads, "largest rate that keeps it", "2 / curvature"]
+    columns = ["solution", "scale", "accuracy, %", *heads, "largest rate that keeps it"]
+    widths = sorted({row["step"] for row in sharpness})
+    columns += [f"2 / curvature over {width}" for width in widths]
     lines = []
     for _, solution in groupby(rows, key=lambda row: (*key_of(row), row["epoch"])):
         solution = list(solution)
@@ -650,11 +652,12 @@ def hand_over(rows, sharpness):
             if row["step"] == last:
                 ends[row["classifier_rate"], row["rate"]].append(row["test/accuracy"])
         kept = [rate[1] for rate, left in ends.items() if rate[1] and min(left) > first["test/accuracy"] - KEPT]
-        same = [row for row in sharpness if (*key_of(row), row["epoch"]) == (*key_of(first), first["epoch"])]
-        sharp = max(same, key=lambda row: row["step"], default=None)
+        where = (*key_of(first), first["epoch"])
+        foretold = {row["step"]: 2 / row["curvature"] for row in sharpness if (*key_of(row), row["epoch"]) == where}
         cells = [f"{name(first)}, epoch {first['epoch']}", f"{first['stn/scale']:.2f}", f"{first['test/accuracy']:.1f}"]
         cells += [middle_and_range(left, 0) for left in ends.values()]
-        lines.append([*cells, max(kept, default=None), sharp and f"{2 / sharp['curvature']:.2g}"])
+        cells.append(max(kept, default=None))
+        lines.append(cells + [f"{foretold[width]:.2g}" if width in foretold else None for width in widths])
     return markdown(columns, lines)
 
 
