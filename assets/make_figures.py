@@ -499,7 +499,7 @@ def sharpness_over_scale(axes, assets):
     for style in names.keys() & drawn:
         fill = "none" if style[1] else "grey"
         axes.plot([], [], style[0], color="grey", markersize=4, markerfacecolor=fill, label=names[style])
-    axes.legend(loc="best", handlelength=1)
+    axes.legend(loc="lower left", handlelength=1)
 
 
 def sharpness_over_epochs(axes, assets):
