@@ -1,7 +1,7 @@
 """Experiment 17: with input normalization, the localization net at seven learning rates, 20 epochs each.
 
 On plain digits unless --dataset cluttered: does the localization net's learning rate alone decide?
-Seen on plain digits: well up to 0.01; at 0.02 some seeds zoom out, at 0.05 all do, or fail; at 0.1 all are off the image.
+Seen on plain digits: well up to 0.01; at 0.02 some seeds zoom out, at 0.05 all do; at 0.1 all are off the image.
 """
 
 import torch
