@@ -304,7 +304,7 @@ def rates_full(assets):
 def choose_failures(deaths, runs):
     """Chooses two replays of `read_deaths`, one a kind, as {kind: steps from 60 before the fatal one to 60 after}.
 
-    20 steps after it a transformer is off the image if inside is under 0.02 and more than 0.02 of its hidden units are
+    They are on cluttered digits, and whole. 20 steps after it a transformer is off the image if inside is under 0.02 and more than 0.02 of its hidden units are
     active, and has one map for all images if none is active. Of each kind it is one that recorded spread, if there is
     one, and of those the one whose run had the best accuracy in the epochs before.
 
@@ -312,6 +312,8 @@ def choose_failures(deaths, runs):
     """
     kinds = {"off the image": [], "one map for all images": []}
     for steps in deaths:
+        if steps[0]["dataset"] != "cluttered" or steps[0]["step"] > -60:
+            continue
         after = next((step for step in steps if step["step"] == 20), None)
         if after and after["inside"] < 0.02 and after["active"] > 0.02:
             kinds["off the image"].append(steps)

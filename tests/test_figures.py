@@ -166,7 +166,8 @@ def test_of_each_kind_the_failure_of_the_best_run_is_chosen_and_one_that_recorde
         runs.append(run(1, rows, seed=seed))
     off = [replay(seed, 0.01, 0.3) for seed in (0, 1, 2)]
     one_map = [replay(seed, 0.7, 0.0) for seed in (0, 3)]
-    neither = [replay(1, 0.01, 0.01), replay(1, 0.7, 0.3), replay(1, 0.01, 0.3)[:215]]
+    neither = [replay(1, 0.01, 0.01), replay(1, 0.7, 0.3), replay(1, 0.01, 0.3)[:215], replay(1, 0.01, 0.3, 0.2)[150:]]
+    neither.append([step | {"dataset": "mnist"} for step in replay(1, 0.01, 0.3, 0.2)])
 
     chosen = make_figures.choose_failures([*off, *one_map, *neither], runs)
     assert {kind: steps[0]["seed"] for kind, steps in chosen.items()} == {
