@@ -304,9 +304,10 @@ def rates_full(assets):
 def choose_failures(deaths, runs):
     """Chooses two replays of `read_deaths`, one a kind, as {kind: steps from 60 before the fatal one to 60 after}.
 
-    They are on cluttered digits, and whole. 20 steps after it a transformer is off the image if inside is under 0.02 and more than 0.02 of its hidden units are
-    active, and has one map for all images if none is active. Of each kind it is one that recorded spread, if there is
-    one, and of those the one whose run had the best accuracy in the epochs before.
+    They are on cluttered digits, and whole. 20 steps after the fatal one a transformer is off the image if inside is
+    under 0.02 and more than 0.02 of its hidden units are active, and has one map for all images if none is active. Of
+    each kind it is one that recorded spread, if there is one, and of those the one whose run had the best accuracy in
+    the epochs before.
 
     Raises MissingError if there is none of a kind.
     """
