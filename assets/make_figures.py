@@ -499,9 +499,10 @@ def sharpness_over_scale(axes, assets):
     axes.set_title("all runs that see the image")
     drawn = {(line.get_marker(), line.get_markerfacecolor() == "none") for line in axes.lines}
     names = {("o", False): "SGD", ("^", False): "Adam", ("o", True): "over a tenth of the step"}
-    for style in names.keys() & drawn:
-        fill = "none" if style[1] else "grey"
-        axes.plot([], [], style[0], color="grey", markersize=4, markerfacecolor=fill, label=names[style])
+    for (marker, is_open), label in names.items():
+        if (marker, is_open) in drawn:
+            fill = "none" if is_open else "grey"
+            axes.plot([], [], marker, color="grey", markersize=4, markerfacecolor=fill, label=label)
     axes.legend(loc="lower left", handlelength=1)
 
 
