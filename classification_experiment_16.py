@@ -1,7 +1,7 @@
 """Experiment 16: with input normalization, images smoothed before they are sampled, Adam instead of SGD.
 
 Experiment 15 with the optimizer that lasts: how good does this network get?
-No run of it has ended yet.
+Seen: the one seed so far lasts and zooms in, a point under the seeds of experiment 7 at best.
 """
 
 import torch

@@ -27,7 +27,15 @@ from PIL import Image
 ASSETS = Path(__file__).parent
 sys.path[:0] = [str(ASSETS), str(ASSETS.parent)]
 from collect import key_of, read_runs, read_table  # noqa: E402
-from tables import best_before, make_tables, read_deaths, run_of, with_tables  # noqa: E402
+from tables import (  # noqa: E402
+    best_before,
+    curvatures,
+    make_tables,
+    read_deaths,
+    run_of,
+    solutions,
+    with_tables,
+)
 
 from common import CANVAS, RunError, collapsed, lost_solution, outlines, write  # noqa: E402
 
@@ -523,7 +531,55 @@ def sharpness_over_epochs(axes, assets):
     axes.set_title("the runs of SGD")
 
 
-def hand_over(axes, rows, title):
+SOLUTIONS = (("#D55E00", "o"), ("#CC79A7", "^"), ("#000000", "s"), ("#E69F00", "D"))  # an experiment's, in turn
+
+
+def left_over_the_rate(axes, solutions, sharpness=None):
+    """Draws what SGD leaves of solutions over its rate, a point a shuffle, a line through the medians of a solution.
+
+    `solutions` are those of `tables.solutions`, `sharpness` the rows of sharpness.csv: with it over rate x curvature,
+    over the larger step, those that it has.
+    """
+    numbers = sorted({first["experiment"] for first, _ in solutions})
+    for first, left in solutions:
+        curvature = 1
+        if sharpness is not None:
+            found = curvatures(first, sharpness)
+            if not found:
+                continue
+            curvature = found[max(found)]
+        color, marker = SOLUTIONS[numbers.index(first["experiment"]) % len(SOLUTIONS)]
+        left = {rate * curvature: accuracies for (_, rate), accuracies in left.items() if rate}
+        axes.plot([*left], [statistics.median(accuracies) for accuracies in left.values()], color=color)
+        points = [(x, accuracy) for x, accuracies in left.items() for accuracy in accuracies]
+        style = {"color": color, "markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.4}
+        axes.plot(*zip(*points, strict=True), marker, **style, label=f"of experiment {first['experiment']}")
+    axes.set(xscale="log", ylim=(0, 100), ylabel="test accuracy (%)\nafter 400 steps of SGD")
+    axes.xaxis.set_major_formatter("{x:g}")
+
+
+def why(assets):
+    """Curvature over scale and over epochs; what SGD leaves of solutions over its rate, and over rate x curvature."""
+    for name in ("sharpness.csv", "hand_over.csv"):
+        if not (assets / name).exists():
+            raise MissingError(f"no {name}")
+    handed_over = list(solutions(read_table(assets / "hand_over.csv")))
+    figure = Figure(figsize=(WIDTH, 5.8))
+    panels = figure.subplots(2, 2)
+    sharpness_over_scale(panels[0, 0], assets)
+    sharpness_over_epochs(panels[0, 1], assets)
+    left_over_the_rate(panels[1, 0], handed_over)
+    panels[1, 0].set(xlabel=RATE, title="solutions handed over to SGD")
+    handles = dict(zip(*reversed(panels[1, 0].get_legend_handles_labels()), strict=True))
+    panels[1, 0].legend(handles.values(), handles, loc="lower left")
+    left_over_the_rate(panels[1, 1], handed_over, read_table(assets / "sharpness.csv"))
+    panels[1, 1].axvline(2, color="black", linestyle="--", linewidth=1)
+    panels[1, 1].text(2.2, 3, "2")
+    panels[1, 1].set(xlabel="learning rate x curvature", title="the same solutions")
+    return figure
+
+
+def draw_hand_over(axes, rows):
     """Draws the accuracy over the steps since a solution was handed over to SGD, a line a shuffle, labelled by rate."""
     ends = {}
     for (rate, _), line in groupby(rows, key=lambda row: (row["rate"], row["shuffle"])):
@@ -538,35 +594,26 @@ def hand_over(axes, rows, title):
         axes.text(460, place, label, color=color, va="center", fontsize=7)
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xticks((0, 1, 10, 100, 400), ("0", "1", "10", "100", "400"))
-    axes.set(xlabel="steps of SGD", xlim=(0, 400), ylim=(0, 100))
-    axes.set_title(title)
+    axes.set(xlabel="steps of SGD", ylabel=LABELS["test/accuracy"], xlim=(0, 400), ylim=(0, 100))
 
 
-def why(assets):
-    """Curvature over scale and over the epochs, and each solution handed over to SGD; those that there are data of."""
-    there = [name for name in ("sharpness.csv", "hand_over.csv") if (assets / name).exists()]
-    if not there:
-        raise MissingError("no sharpness.csv and no hand_over.csv")
-    figure = Figure(figsize=(WIDTH, 2.9 * len(there)))
-    parts = dict(zip(there, figure.subfigures(len(there), 1, squeeze=False).flat, strict=True))
-    if "sharpness.csv" in parts:
-        left, right = parts["sharpness.csv"].subplots(1, 2)
-        sharpness_over_scale(left, assets)
-        sharpness_over_epochs(right, assets)
-    else:
-        print("left out: part of why.png, no sharpness.csv")
-    if "hand_over.csv" in parts:
-        titles = {key_of(run): run["title"] for run in read_study(assets)}
-        rows = read_table(assets / "hand_over.csv")
-        solutions = [list(some) for _, some in groupby(rows, key=lambda row: (*key_of(row), row["epoch"]))]
-        panels = parts["hand_over.csv"].subplots(1, len(solutions), sharey=True, squeeze=False)[0]
-        panels[0].set_ylabel(LABELS["test/accuracy"])
-        for axes, rows in zip(panels, solutions, strict=True):
-            title = titles.get(key_of(rows[0]), "")
-            where = f"seed {rows[0]['seed']}, epoch {rows[0]['epoch']}, scale {rows[0]['stn/scale']:.2f}"
-            hand_over(axes, rows, "\n".join([*wrap(f"{rows[0]['experiment']}: {title}", 28), where]))
-    else:
-        print("left out: part of why.png, no hand_over.csv")
+def hand_over(assets):
+    """Each solution that was handed over to SGD, step by step, three in a row."""
+    if not (assets / "hand_over.csv").exists():
+        raise MissingError("no hand_over.csv")
+    titles = {key_of(run): run["title"] for run in read_study(assets)}
+    rows = read_table(assets / "hand_over.csv")
+    parts = [list(some) for _, some in groupby(rows, key=lambda row: (*key_of(row), row["epoch"]))]
+    lines = math.ceil(len(parts) / 3)
+    figure = Figure(figsize=(WIDTH, 2.9 * lines))
+    panels = figure.subplots(lines, 3, squeeze=False).ravel()
+    for axes in panels[len(parts) :]:
+        axes.set_axis_off()
+    for axes, rows in zip(panels[: len(parts)], parts, strict=True):
+        title = wrap(f"{rows[0]['experiment']}: {titles.get(key_of(rows[0]), '')}", 28)
+        where = f"seed {rows[0]['seed']}, epoch {rows[0]['epoch']}, scale {rows[0]['stn/scale']:.2f}"
+        draw_hand_over(axes, rows)
+        axes.set_title("\n".join([*title, where]))
     return figure
 
 
@@ -609,6 +656,7 @@ FIGURES = {
     "classification_experiment_3_vs_2.png": lambda assets: compare(assets, 2, 3),
     "cures.png": cures,
     "why.png": why,
+    "hand_over.png": hand_over,
     "smoothing.png": smoothing,
 }
 

@@ -633,6 +633,26 @@ def read_optional(path):
     return read_table(path) if path.exists() else []
 
 
+def solutions(rows):
+    """Yields of each solution that was handed over its first row, and {(classifier's rate, rate): accuracies left}.
+
+    The accuracies are those after the last step, in percent, one a shuffle.
+    """
+    for _, some in groupby(rows, key=lambda row: (*key_of(row), row["epoch"])):
+        steps, left = list(some), {}
+        last = max(row["step"] for row in steps)
+        for row in steps:
+            if row["step"] == last:
+                left.setdefault((row["classifier_rate"], row["rate"]), []).append(row["test/accuracy"])
+        yield steps[0], left
+
+
+def curvatures(solution, sharpness):
+    """Returns {step: curvature} of a solution, out of the rows of sharpness.csv."""
+    where = (*key_of(solution), solution["epoch"])
+    return {row["step"]: row["curvature"] for row in sharpness if (*key_of(row), row["epoch"]) == where}
+
+
 def hand_over(rows, sharpness):
     """What is left of each solution after the last step of SGD, at each rate, and the largest rate that keeps it.
 
@@ -644,20 +664,15 @@ def hand_over(rows, sharpness):
     widths = sorted({row["step"] for row in sharpness})
     columns += [f"2 / curvature over {width}" for width in widths]
     lines = []
-    for _, solution in groupby(rows, key=lambda row: (*key_of(row), row["epoch"])):
-        solution = list(solution)
-        first, last = solution[0], max(row["step"] for row in solution)
-        ends = {rate: [] for rate in rates}
-        for row in solution:
-            if row["step"] == last:
-                ends[row["classifier_rate"], row["rate"]].append(row["test/accuracy"])
-        kept = [rate[1] for rate, left in ends.items() if rate[1] and min(left) > first["test/accuracy"] - KEPT]
-        where = (*key_of(first), first["epoch"])
-        foretold = {row["step"]: 2 / row["curvature"] for row in sharpness if (*key_of(row), row["epoch"]) == where}
+    for first, left in solutions(rows):
         cells = [f"{name(first)}, epoch {first['epoch']}", f"{first['stn/scale']:.2f}", f"{first['test/accuracy']:.1f}"]
-        cells += [middle_and_range(left, 0) for left in ends.values()]
-        cells.append(max(kept, default=None))
-        lines.append(cells + [f"{foretold[width]:.2g}" if width in foretold else None for width in widths])
+        cells += [middle_and_range(left.get(rate, []), 0) for rate in rates]
+        enough = first["test/accuracy"] - KEPT
+        cells.append(
+            max((rate for (_, rate), all_left in left.items() if rate and min(all_left) > enough), default=None)
+        )
+        found = curvatures(first, sharpness)
+        lines.append(cells + [f"{2 / found[width]:.2g}" if width in found else None for width in widths])
     return markdown(columns, lines)
 
 

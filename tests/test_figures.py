@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 import common
 from common import TAGS
@@ -185,7 +186,7 @@ def test_of_each_kind_the_failure_of_the_best_run_is_chosen_and_one_that_recorde
 # ------------------------------------------------------------------------------------------------------------------ why
 
 
-def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is_no_point(assets, capsys):
+def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is_no_point(assets):
     runs = [run(1, history(FINE)), run(10, history(FINE), optimizer="SGD(lr=0.001)")]
     runs += [run(7, history(FINE), optimizer="Adam(lr=0.0001)")]
     collect.write_runs(runs, assets)
@@ -200,8 +201,9 @@ def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is
     rows += [rows[1] | {"epoch": 60, "inside": 0.01, "scale": 7}, rows[1] | {"epoch": 80, "curvature": -5}]
     collect.write_table(assets / "sharpness.csv", columns, rows)
 
-    over_scale, over_epochs = make_figures.why(assets).axes
-    assert "no hand_over.csv" in capsys.readouterr().out
+    over_scale, over_epochs = Figure().subplots(2)
+    make_figures.sharpness_over_scale(over_scale, assets)
+    make_figures.sharpness_over_epochs(over_epochs, assets)
     limits = [line.get_ydata()[0] for line in over_scale.lines if line.get_linestyle() == "--"]
     assert limits == [2 / 0.001, 2 / 0.01]
     points = [line for line in over_scale.lines if line.get_marker() in "o^" and len(line.get_xdata())]
@@ -229,7 +231,8 @@ def test_the_hand_over_has_a_panel_a_solution_and_a_line_a_shuffle(assets):
         for step in (0, 1, 2, 5)
     ]
     collect.write_table(assets / "hand_over.csv", columns, rows)
-    panels = make_figures.why(assets).axes
+    *panels, empty = make_figures.hand_over(assets).axes
+    assert not empty.axison
     assert [axes.get_title().split("\n")[-1] for axes in panels] == [
         "seed 0, epoch 50, scale 0.60",
         "seed 0, epoch 90, scale 0.60",
@@ -243,6 +246,26 @@ def test_the_hand_over_has_a_panel_a_solution_and_a_line_a_shuffle(assets):
         assert [labels["0.0001"][0], labels["0.01"][0]] == [line.get_color() for line in axes.lines[:2]]
         places = [place for _, place in labels.values()]
         assert places == [start - 5, start - 12, start - 19]  # beside the lines' ends, not over each other
+
+
+def test_what_sgd_leaves_is_drawn_over_the_rate_and_over_the_rate_times_the_larger_step_s_curvature():
+    key = {"experiment": 7, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0}
+    sharp = [key | {"epoch": 20, "step": step, "curvature": curvature} for step, curvature in ((0.01, 50), (0.1, 200))]
+    handed_over = [  # as tables.solutions has them
+        (key | {"epoch": 20}, {(0.001, 0.01): [90, 20, 80], (0.001, 0.1): [10, 30, 20], (0.01, 0): [95, 95, 95]}),
+        (key | {"epoch": 50, "experiment": 16}, {(0.001, 0.01): [90, 91, 92]}),
+    ]
+
+    def drawn(*sharpness):
+        axes = Figure().subplots()
+        make_figures.left_over_the_rate(axes, handed_over, *sharpness)
+        return [(line.get_color(), list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
+
+    (color, *medians), points, (other_color, *other), other_points = drawn()
+    assert medians == [[0.01, 0.1], [80, 20]] and points == (color, [0.01] * 3 + [0.1] * 3, [90, 20, 80, 10, 30, 20])
+    assert other == [[0.01], [91]] and other_points[0] == other_color != color
+    measured = drawn(sharp)  # the other solution's curvature is not known
+    assert measured == [(color, [2, 20], [80, 20]), (color, [2] * 3 + [20] * 3, points[2])]
 
 
 def test_the_loss_along_a_shift_is_drawn_with_and_without_smoothing(assets):
@@ -291,7 +314,7 @@ def test_the_figures_and_tables_of_the_committed_files_take_seconds(tmp_path, mo
     for page in (tmp_path / "README.md", assets / "README.md"):
         assert page.read_text() == f"before\n<!-- results -->\n{table}<!-- end of results -->\nafter\n"
     made = {path.name: imageio.imread(path) for path in assets.glob("*.png")}
-    assert {"timeline.png", "failures.png", "cures.png", "classification_experiment_2_vs_1.png"} <= set(made)
+    assert {"timeline.png", "failures.png", "cures.png", "why.png", "hand_over.png"} <= set(made)
     assert all(image.shape[1] == (1400 if name == "rates.png" else 1700) for name, image in made.items())
     assert all((image[0, 0] == 255).all() for image in made.values())  # a white page, opaque
     assert sum(path.stat().st_size for path in assets.glob("*.png")) < 2_000_000
