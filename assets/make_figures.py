@@ -250,7 +250,8 @@ def draw_over_the_rate(axes, curves, tag, by_side=False):
         factor, medians = (side / 28) ** 2 if by_side else 1, []
         shift = 1 if len(curves) == 1 else 0.94 if dataset == "mnist" else 1.06
         for rate, rows in rates.items():
-            x = rate * factor * shift * np.linspace(0.95, 1.05, len(rows))  # beside each other
+            beside = np.linspace(-0.05, 0.05, len(rows))  # each other
+            x = rate * factor * shift * (1 + beside - beside.mean())
             off = np.array([tag == "stn/scale" and collapsed([row]) is not None for row in rows])
             values = np.where(off, math.inf, column(rows, tag))
             medians.append(statistics.median(values))
