@@ -59,6 +59,11 @@ def key_of(run):
     return tuple(run[name] for name in KEY)
 
 
+def solution_of(row):
+    """The key of a row's run, and the row's epoch: what tells saved weights apart."""
+    return *key_of(row), row["epoch"]
+
+
 def order(run):
     return tuple((value is not None, value) for value in key_of(run))
 

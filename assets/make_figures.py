@@ -26,7 +26,7 @@ from PIL import Image
 
 ASSETS = Path(__file__).parent
 sys.path[:0] = [str(ASSETS), str(ASSETS.parent)]
-from collect import key_of, read_runs, read_table  # noqa: E402
+from collect import key_of, read_runs, read_table, solution_of  # noqa: E402
 from tables import (  # noqa: E402
     best_before,
     curvatures,
@@ -535,14 +535,14 @@ def sharpness_over_epochs(axes, assets):
 SOLUTIONS = (("#D55E00", "o"), ("#CC79A7", "^"), ("#000000", "s"), ("#E69F00", "D"))  # an experiment's, in turn
 
 
-def left_over_the_rate(axes, solutions, sharpness=None):
+def left_over_the_rate(axes, handed_over, sharpness=None):
     """Draws what SGD leaves of solutions over its rate, a point a shuffle, a line through the medians of a solution.
 
-    `solutions` are those of `tables.solutions`, `sharpness` the rows of sharpness.csv: with it over rate x curvature,
-    over the larger step, those that it has.
+    `handed_over` is what `tables.solutions` yields, `sharpness` the rows of sharpness.csv: with it the solutions that
+    it has, over rate x curvature, that over the larger step.
     """
-    numbers = sorted({first["experiment"] for first, _ in solutions})
-    for first, left in solutions:
+    numbers = sorted({first["experiment"] for first, _ in handed_over})
+    for first, left in handed_over:
         curvature = 1
         if sharpness is not None:
             found = curvatures(first, sharpness)
@@ -555,7 +555,7 @@ def left_over_the_rate(axes, solutions, sharpness=None):
         points = [(x, accuracy) for x, accuracies in left.items() for accuracy in accuracies]
         style = {"color": color, "markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.4}
         axes.plot(*zip(*points, strict=True), marker, **style, label=f"of experiment {first['experiment']}")
-    axes.set(xscale="log", ylim=(0, 100), ylabel="test accuracy (%)\nafter 400 steps of SGD")
+    axes.set(xscale="log", ylim=(0, 100), ylabel=f"{LABELS['test/accuracy']}\nafter the last step")
     axes.xaxis.set_major_formatter("{x:g}")
 
 
@@ -604,7 +604,7 @@ def hand_over(assets):
         raise MissingError("no hand_over.csv")
     titles = {key_of(run): run["title"] for run in read_study(assets)}
     rows = read_table(assets / "hand_over.csv")
-    parts = [list(some) for _, some in groupby(rows, key=lambda row: (*key_of(row), row["epoch"]))]
+    parts = [list(some) for _, some in groupby(rows, key=solution_of)]
     lines = math.ceil(len(parts) / 3)
     figure = Figure(figsize=(WIDTH, 2.9 * lines))
     panels = figure.subplots(lines, 3, squeeze=False).ravel()
@@ -623,7 +623,7 @@ def smoothing(assets):
     if not (assets / "smoothing.csv").exists():
         raise MissingError("no smoothing.csv")
     rows = read_table(assets / "smoothing.csv")
-    _, rows = next(groupby(rows, key=lambda row: (*key_of(row), row["epoch"])))
+    _, rows = next(groupby(rows, key=solution_of))
     rows = list(rows)
     drawn = sorted({row["image"] for row in rows if row["shift"] != 0})
     figure = Figure(figsize=(WIDTH, 3.6))

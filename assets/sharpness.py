@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from collect import KEY, key_of, order, read_table, write_table
+from collect import KEY, order, read_table, solution_of, write_table
 from rebuild import ASSETS, load_weights, rebuild
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
@@ -40,14 +40,10 @@ def add_rows(path, columns, rows):
 
     Figures are written with six digits. A row has a run's `KEY` and its "epoch".
     """
-
-    def of(row):
-        return *key_of(row), row["epoch"]
-
-    new = {of(row) for row in rows}
+    new = {solution_of(row) for row in rows}
     rows = [{name: float(f"{x:.6g}") if isinstance(x, float) else x for name, x in row.items()} for row in rows]
     others = read_table(path) if path.exists() else []
-    rows = [row for row in others if of(row) not in new] + rows
+    rows = [row for row in others if solution_of(row) not in new] + rows
     write_table(path, columns, sorted(rows, key=lambda row: (order(row), row["epoch"])))
 
 

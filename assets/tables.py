@@ -13,7 +13,7 @@ from scipy import stats
 
 ASSETS = Path(__file__).parent
 sys.path[:0] = [str(ASSETS.parent), str(ASSETS)]
-from collect import key_of, order, read_runs, read_table  # noqa: E402
+from collect import key_of, order, read_runs, read_table, solution_of  # noqa: E402
 
 from common import CANVAS, RunError, collapsed, failed, lost_solution  # noqa: E402
 
@@ -638,7 +638,7 @@ def solutions(rows):
 
     The accuracies are those after the last step, in percent, one a shuffle.
     """
-    for _, some in groupby(rows, key=lambda row: (*key_of(row), row["epoch"])):
+    for _, some in groupby(rows, key=solution_of):
         steps, left = list(some), {}
         last = max(row["step"] for row in steps)
         for row in steps:
@@ -649,8 +649,8 @@ def solutions(rows):
 
 def curvatures(solution, sharpness):
     """Returns {step: curvature} of a solution, out of the rows of sharpness.csv."""
-    where = (*key_of(solution), solution["epoch"])
-    return {row["step"]: row["curvature"] for row in sharpness if (*key_of(row), row["epoch"]) == where}
+    where = solution_of(solution)
+    return {row["step"]: row["curvature"] for row in sharpness if solution_of(row) == where}
 
 
 def hand_over(rows, sharpness):
@@ -668,9 +668,8 @@ def hand_over(rows, sharpness):
         cells = [f"{name(first)}, epoch {first['epoch']}", f"{first['stn/scale']:.2f}", f"{first['test/accuracy']:.1f}"]
         cells += [middle_and_range(left.get(rate, []), 0) for rate in rates]
         enough = first["test/accuracy"] - KEPT
-        cells.append(
-            max((rate for (_, rate), all_left in left.items() if rate and min(all_left) > enough), default=None)
-        )
+        kept = [rate for (_, rate), accuracies in left.items() if rate and min(accuracies) > enough]
+        cells.append(max(kept, default=None))
         found = curvatures(first, sharpness)
         lines.append(cells + [f"{2 / found[width]:.2g}" if width in found else None for width in widths])
     return markdown(columns, lines)
@@ -681,7 +680,7 @@ def smoothing(rows):
     columns = ["solution", "smoothed", "gradient, standard deviation", "change over a pixel, standard deviation"]
     columns += ["the one over the other", "correlation"]
     lines = []
-    for (*_, epoch, smoothed), some in groupby(rows, key=lambda row: (*key_of(row), row["epoch"], row["smoothed"])):
+    for (*_, epoch, smoothed), some in groupby(rows, key=lambda row: (*solution_of(row), row["smoothed"])):
         some = [row for row in some if row["shift"] == 0]
         gradients, changes = (np.array([row[name] for row in some]) for name in ("gradient", "difference"))
         spreads = gradients.std(), changes.std()

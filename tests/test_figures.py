@@ -268,6 +268,24 @@ def test_what_sgd_leaves_is_drawn_over_the_rate_and_over_the_rate_times_the_larg
     assert measured == [(color, [2, 20], [80, 20]), (color, [2] * 3 + [20] * 3, points[2])]
 
 
+def test_the_law_s_limit_is_drawn_and_each_experiment_named_once(assets):
+    key = {"experiment": 7, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0}
+    key |= {"epoch": 20, "stn/scale": 0.6, "inside": 0.8, "scale": 0.6, "lr": 0.01, "curvature": 50, "shuffle": 0}
+    sharp = [key | {"experiment": number, "step": step} for number in (1, 7) for step in (0.001, 0.01)]
+    handed = [
+        key | {"epoch": epoch, "classifier_rate": 0.001, "rate": rate, "step": 400, "test/accuracy": 90}
+        for epoch in (20, 50)
+        for rate in (0.001, 0.01)
+    ]
+    collect.write_runs([run(1, history(FINE)), run(7, history(FINE), optimizer="Adam(lr=0.0001)")], assets)
+    for name, rows in (("sharpness", sharp), ("hand_over", handed)):
+        collect.write_table(assets / f"{name}.csv", [*rows[0]], rows)
+    _, _, over_rate, over_product = make_figures.why(assets).axes
+    assert [text.get_text() for text in over_rate.get_legend().get_texts()] == ["of experiment 7"]
+    assert [list(line.get_xdata()) for line in over_rate.lines[::2]] == [[0.001, 0.01]] * 2
+    assert [list(line.get_xdata()) for line in over_product.lines[::2]] == [[0.05, 0.5], [2, 2]]
+
+
 def test_the_loss_along_a_shift_is_drawn_with_and_without_smoothing(assets):
     columns = (*collect.KEY, "epoch", "image", "smoothed", "shift", "loss", "gradient", "difference")
     key = {"experiment": 1, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0}
