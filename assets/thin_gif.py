@@ -1,24 +1,32 @@
-"""Makes a run's GIF smaller for these pages, with every Nth of its frames and the last:
+"""Makes a run's GIF smaller for these pages, with every Nth of its frames and the last, at half their size:
 
 python assets/thin_gif.py RUN_FOLDER/progress.gif N assets/classification_experiment_N.gif
 """
 
+import io
 import sys
 from pathlib import Path
 
 import imageio.v3 as imageio
+import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write  # noqa: E402
 
+COLOURS = 16  # of a GIF: black, white, orange and greys
+
 
 def thin(source, every, target):
-    """Writes every `every`-th frame of the GIF `source`, and its last, to `target`, as an endless loop."""
-    *frames, last = imageio.imread(source)
-    first, *others = [*frames[::every], last]
-    options = {"extension": ".gif", "duration": 500, "loop": 0, "save_all": True}
-    write(target, imageio.imwrite("<bytes>", first, **options, append_images=[*map(Image.fromarray, others)]))
+    """Writes every `every`-th frame of the GIF `source`, and its last, to `target`, smaller, as an endless loop."""
+    *frames, last = map(Image.fromarray, imageio.imread(source))
+    size = last.width // 2, last.height // 2
+    frames = [frame.resize(size, Image.Resampling.BOX) for frame in [*frames[::every], last]]
+    palette = Image.fromarray(np.vstack(frames)).quantize(COLOURS)  # the same for all, so that a frame is what changes
+    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=500, loop=0)
+    write(target, file.getvalue())
 
 
 def main():
