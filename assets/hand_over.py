@@ -21,7 +21,8 @@ from sharpness import add_rows
 
 import common
 
-RATES = (*((rate, 0.001) for rate in (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01)), (0, 0.01))  # stn's, classifier's
+RATES = (0.00003, 0.0001, 0.0003, 0.00055, 0.001, 0.0018, 0.003, 0.0055, 0.01)  # of the localization net
+RATES = (*((rate, 0.001) for rate in RATES), (0, 0.01))  # and of the classifier
 STEPS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 400)  # after which it is tested
 TESTED = 2000  # images
 FIGURES = ("stn/scale", "stn/inside", "stn/spread", "test/accuracy", "test/loss")

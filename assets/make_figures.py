@@ -57,7 +57,7 @@ STYLE = {
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#BBBBBB"
 SCALE_COLORS = LinearSegmentedColormap.from_list("scale", (BLUE, "#F4F4F4", VERMILION))  # no dark end: black is apart
 SCALE_COLORS = SCALE_COLORS.with_extremes(bad="black")
-SCALES = (0.5, 0.7, 1, 1.4, 2, 3, 5)  # ticks of a logarithmic axis
+SCALES = (0.5, 0.6, 0.8, 1, 1.4, 2, 3, 5)  # ticks of a logarithmic axis
 RATES = LogNorm(2e-5, 0.2)  # to viridis, but for its bright end
 LABELS = {
     "test/accuracy": "test accuracy (%)",
@@ -124,9 +124,9 @@ def states(assets):
         raise MissingError("no states.npz")
     file = np.load(assets / "states.npz")
     images, side = file["images"], file["images"].shape[-1]
-    room, seen, gap = 1.6 * side, 0.8 * side, 0.1 * side  # sides of a tile and of what is returned
+    room, seen, gap = 2 * side, 0.9 * side, 0.1 * side  # sides of a tile and of what is returned
     cell = room + seen + 4 * gap
-    figure = Figure(figsize=(WIDTH, 0.63 * len(file["names"])))
+    figure = Figure(figsize=(WIDTH, 0.7 * len(file["names"])))
     for axes, name, thetas, returned in zip(
         figure.subplots(len(file["names"]), 1), file["names"], file["theta"], file["seen"], strict=True
     ):
@@ -208,7 +208,8 @@ def timeline(assets):
     axes.spines["left"].set_visible(False)
 
     bar = figure.colorbar(ScalarMappable(norm, SCALE_COLORS), panels["bar"], orientation="horizontal", extend="both")
-    bar.set_ticks(np.log2(SCALES[:5]), labels=[f"{scale:g}" for scale in SCALES[:5]])
+    shown = [scale for scale in SCALES if scale <= 2]
+    bar.set_ticks(np.log2(shown), labels=[f"{scale:g}" for scale in shown])
     bar.ax.set_title("zooms in  \N{LEFTWARDS ARROW}  scale  \N{RIGHTWARDS ARROW}  shrinks the image")
     handles = [
         Patch(color="black", label="off the image (inside < 0.05)"),
@@ -314,9 +315,9 @@ def choose_failures(deaths, runs):
     """Chooses two replays of `read_deaths`, one a kind, as {kind: steps from 60 before the fatal one to 60 after}.
 
     They are on cluttered digits, and whole. 20 steps after the fatal one a transformer is off the image if inside is
-    under 0.02 and more than 0.02 of its hidden units are active, and has one map for all images if none is active. Of
-    each kind it is one that recorded spread, if there is one, and of those the one whose run had the best accuracy in
-    the epochs before.
+    under 0.02 and more than 0.02 of its hidden units are active, and has one map for all images if it is the other way
+    round. Of each kind it is one that recorded spread, if there is one, and of those the one whose run had the best
+    accuracy in the epochs before.
 
     Raises MissingError if there is none of a kind.
     """
@@ -325,9 +326,9 @@ def choose_failures(deaths, runs):
         if steps[0]["dataset"] != "cluttered" or steps[0]["step"] > -60:
             continue
         after = next((step for step in steps if step["step"] == 20), None)
-        if after and after["inside"] < 0.02 and after["active"] > 0.02:
+        if after and after["inside"] < 0.02 < after["active"]:
             kinds["off the image"].append(steps)
-        elif after and after["active"] == 0:
+        elif after and after["active"] < 0.02 < after["inside"]:
             kinds["one map for all images"].append(steps)
     for kind, of_kind in kinds.items():
         if not of_kind:
@@ -503,11 +504,12 @@ def sharpness_over_scale(axes, assets):
         where = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7}
         axes.text(1.02, 2 / rate, f"2 / {rate:g}", color=rate_color(rate), **where)
     axes.set(xscale="log", yscale="log", xlabel="scale", ylabel="curvature of the loss")
+    axes.set_ylim(bottom=axes.get_ylim()[0] / 10)  # room for the legend
     axes.set_xticks(SCALES, map(str, SCALES))
     axes.minorticks_off()
-    axes.set_title("all runs that see the image")
+    axes.set_title("colour: learning rate; dashed: its limit, 2 / learning rate")
     drawn = {(line.get_marker(), line.get_markerfacecolor() == "none") for line in axes.lines}
-    names = {("o", False): "SGD", ("^", False): "Adam", ("o", True): "over a tenth of the step"}
+    names = {("o", False): "SGD", ("^", False): "Adam", ("o", True): "weights moved by a tenth of that"}
     for (marker, is_open), label in names.items():
         if (marker, is_open) in drawn:
             fill = "none" if is_open else "grey"
@@ -522,14 +524,19 @@ def sharpness_over_epochs(axes, assets):
     for row in rows:
         if key_of(row) in sgd and row["step"] == larger and row["curvature"] > 0:
             curves.setdefault(key_of(row), []).append(row)
-    for rows in curves.values():
-        values = [row["lr"] * row["curvature"] for row in rows]
-        axes.plot([row["epoch"] for row in rows], values, ".-", color=rate_color(rows[0]["lr"]), linewidth=0.7)
+    ends = {}
+    for (number, *_), rows in curves.items():
+        epochs, values = zip(*[(row["epoch"], row["lr"] * row["curvature"]) for row in rows], strict=True)
+        axes.plot(epochs, values, ".-", color=rate_color(rows[0]["lr"]), linewidth=0.7)
+        if len(rows) > 1:
+            ends[epochs[-1], values[-1]] = str(number)
+    for (epoch, value), number in ends.items():
+        axes.text(epoch + 2, value, number, va="center", fontsize=7)
     axes.axhline(2, color="black", linestyle="--", linewidth=1)
     axes.text(1, 2, "2", transform=axes.get_yaxis_transform(), va="center")
     last = max(row["epoch"] for rows in curves.values() for row in rows)
-    axes.set(yscale="log", xlim=(0, 1.02 * last), xlabel="epoch", ylabel="learning rate x curvature")
-    axes.set_title("the runs of SGD")
+    axes.set(yscale="log", xlim=(0, 1.05 * last), xlabel="epoch", ylabel="learning rate x curvature")
+    axes.set_title("the runs of SGD, by experiment")
 
 
 SOLUTIONS = (("#D55E00", "o"), ("#CC79A7", "^"), ("#000000", "s"), ("#E69F00", "D"))  # an experiment's, in turn
@@ -559,24 +566,42 @@ def left_over_the_rate(axes, handed_over, sharpness=None):
     axes.xaxis.set_major_formatter("{x:g}")
 
 
-def why(assets):
-    """Curvature over scale and over epochs; what SGD leaves of solutions over its rate, and over rate x curvature."""
+def read_law(assets):
+    """The rows of sharpness.csv, and what `tables.solutions` yields of hand_over.csv. Raises MissingError."""
     for name in ("sharpness.csv", "hand_over.csv"):
         if not (assets / name).exists():
             raise MissingError(f"no {name}")
-    handed_over = list(solutions(read_table(assets / "hand_over.csv")))
-    figure = Figure(figsize=(WIDTH, 5.8))
-    panels = figure.subplots(2, 2)
-    sharpness_over_scale(panels[0, 0], assets)
-    sharpness_over_epochs(panels[0, 1], assets)
-    left_over_the_rate(panels[1, 0], handed_over)
-    panels[1, 0].set(xlabel=RATE, title="solutions handed over to SGD")
-    handles = dict(zip(*reversed(panels[1, 0].get_legend_handles_labels()), strict=True))
-    panels[1, 0].legend(handles.values(), handles, loc="lower left")
-    left_over_the_rate(panels[1, 1], handed_over, read_table(assets / "sharpness.csv"))
-    panels[1, 1].axvline(2, color="black", linestyle="--", linewidth=1)
-    panels[1, 1].text(2.2, 3, "2")
-    panels[1, 1].set(xlabel="learning rate x curvature", title="the same solutions")
+    return read_table(assets / "sharpness.csv"), list(solutions(read_table(assets / "hand_over.csv")))
+
+
+def draw_solutions_legend(axes):
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    axes.legend(handles.values(), handles, loc="lower left")
+
+
+def why(assets):
+    """Curvature over scale, and what SGD leaves of solutions over its rate x their curvature, for the page."""
+    sharpness, handed_over = read_law(assets)
+    figure = Figure(figsize=(WIDTH, 3.4))
+    left, right = figure.subplots(1, 2)
+    sharpness_over_scale(left, assets)
+    left_over_the_rate(right, handed_over, sharpness)
+    right.axvline(2, color="black", linestyle="--", linewidth=1)
+    right.text(2.2, 3, "2")
+    right.set(xlabel="learning rate x curvature", title="solutions handed over to SGD at other rates")
+    draw_solutions_legend(right)
+    return figure
+
+
+def law(assets):
+    """Learning rate x curvature over the epochs of SGD's runs; what SGD leaves of solutions over its rate."""
+    _, handed_over = read_law(assets)
+    figure = Figure(figsize=(WIDTH, 3.2))
+    left, right = figure.subplots(1, 2)
+    sharpness_over_epochs(left, assets)
+    left_over_the_rate(right, handed_over)
+    right.set(xlabel=RATE, title="solutions handed over to SGD")
+    draw_solutions_legend(right)
     return figure
 
 
@@ -657,6 +682,7 @@ FIGURES = {
     "classification_experiment_3_vs_2.png": lambda assets: compare(assets, 2, 3),
     "cures.png": cures,
     "why.png": why,
+    "law.png": law,
     "hand_over.png": hand_over,
     "smoothing.png": smoothing,
 }

@@ -378,8 +378,10 @@ def cures(runs):
     rows = []
     for number, seeds in sorted(tried, key=rank):
         cells = [CURES[number], number, k_of_n(seeds), middle_and_range(best_accuracies(seeds), 1)]
-        rows.append([*cells, middle(at_best(seeds, "stn/scale"))])
-    return markdown(["in your code", "experiment", "runs failed", "best accuracy, %", "scale"], rows)
+        cells.append(middle_and_range(over_last_10(seeds), 1))
+        rows.append([*cells, *(middle(at_best(seeds, tag)) for tag in ("stn/scale", "stn/spread"))])
+    columns = ["in your code", "experiment", "runs failed", "best accuracy, %", "over the last 10 epochs, %"]
+    return markdown([*columns, "scale", "spread"], rows)
 
 
 def robustness(runs):
@@ -660,7 +662,7 @@ def hand_over(rows, sharpness):
     """
     rates = sorted({(row["classifier_rate"], row["rate"]) for row in rows})
     heads = [f"{rate:.5f}".rstrip("0") if rate else "frozen" for _, rate in rates]
-    columns = ["solution", "scale", "accuracy, %", *heads, "largest rate that keeps it"]
+    columns = ["solution", "scale", "accuracy, %", *heads, "largest rate that keeps it", "smallest that does not"]
     widths = sorted({row["step"] for row in sharpness})
     columns += [f"2 / curvature over {width}" for width in widths]
     lines = []
@@ -668,8 +670,9 @@ def hand_over(rows, sharpness):
         cells = [f"{name(first)}, epoch {first['epoch']}", f"{first['stn/scale']:.2f}", f"{first['test/accuracy']:.1f}"]
         cells += [middle_and_range(left.get(rate, []), 0) for rate in rates]
         enough = first["test/accuracy"] - KEPT
-        kept = [rate for (_, rate), accuracies in left.items() if rate and min(accuracies) > enough]
-        cells.append(max(kept, default=None))
+        kept = {rate: min(accuracies) > enough for (_, rate), accuracies in left.items() if rate}
+        cells.append(max((rate for rate in kept if kept[rate]), default=None))
+        cells.append(min((rate for rate in kept if not kept[rate]), default=None))
         found = curvatures(first, sharpness)
         lines.append(cells + [f"{2 / found[width]:.2g}" if width in found else None for width in widths])
     return markdown(columns, lines)

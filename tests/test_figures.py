@@ -166,7 +166,7 @@ def test_of_each_kind_the_failure_of_the_best_run_is_chosen_and_one_that_recorde
         rows = [row | {"test/accuracy": accuracy if row["epoch"] < 4 else 95 + seed} for row in rows]
         runs.append(run(1, rows, seed=seed))
     off = [replay(seed, 0.01, 0.3) for seed in (0, 1, 2)]
-    one_map = [replay(seed, 0.7, 0.0) for seed in (0, 3)]
+    one_map = [replay(0, 0.7, 0.0), replay(3, 0.7, 0.01)]
     neither = [replay(1, 0.01, 0.01), replay(1, 0.7, 0.3), replay(1, 0.01, 0.3)[:215], replay(1, 0.01, 0.3, 0.2)[150:]]
     neither.append([step | {"dataset": "mnist"} for step in replay(1, 0.01, 0.3, 0.2)])
 
@@ -217,6 +217,7 @@ def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is
         ]
     products = [list(line.get_ydata()) for line in over_epochs.lines]
     assert products == [[2.0, 2.0, 2.0], [0.2, 0.2], [2, 2]]
+    assert {text.get_text(): text.get_position()[1] for text in over_epochs.texts[:-1]} == {"1": 2, "10": 0.2}
 
 
 def test_the_hand_over_has_a_panel_a_solution_and_a_line_a_shuffle(assets):
@@ -280,8 +281,11 @@ def test_the_law_s_limit_is_drawn_and_each_experiment_named_once(assets):
     collect.write_runs([run(1, history(FINE)), run(7, history(FINE), optimizer="Adam(lr=0.0001)")], assets)
     for name, rows in (("sharpness", sharp), ("hand_over", handed)):
         collect.write_table(assets / f"{name}.csv", [*rows[0]], rows)
-    _, _, over_rate, over_product = make_figures.why(assets).axes
-    assert [text.get_text() for text in over_rate.get_legend().get_texts()] == ["of experiment 7"]
+    (_, over_product), (over_epochs, over_rate) = make_figures.why(assets).axes, make_figures.law(assets).axes
+    for axes in (over_product, over_rate):
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["of experiment 7"]
+    assert [line.get_xdata()[0] for line in over_product.lines if line.get_linestyle() == "--"] == [2]
+    assert [line.get_ydata()[0] for line in over_epochs.lines if line.get_linestyle() == "--"] == [2]
     assert [list(line.get_xdata()) for line in over_rate.lines[::2]] == [[0.001, 0.01]] * 2
     assert [list(line.get_xdata()) for line in over_product.lines[::2]] == [[0.05, 0.5], [2, 2]]
 
