@@ -364,6 +364,7 @@ CURES = {  # what to change in one's own code, by the experiment that tried it
     14: "`clip_grad_norm_(model.parameters(), 25)`",
     15: '`F.avg_pool2d(F.pad(images, (1, 1, 1, 1), "replicate"), 3, stride=1)` before `grid_sample`',
     16: "that of 15, and `torch.optim.Adam(model.parameters(), lr=0.0001)`",
+    18: "no transformer, and `torch.optim.Adam(model.parameters(), lr=0.0001)`",
 }
 
 
