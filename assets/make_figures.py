@@ -548,8 +548,8 @@ def left_over_the_rate(axes, handed_over, sharpness=None):
     `handed_over` is what `tables.solutions` yields, `sharpness` the rows of sharpness.csv: with it the solutions that
     it has, over rate x curvature, that over the larger step.
     """
-    numbers = sorted({first["experiment"] for first, _ in handed_over})
-    for first, left in handed_over:
+    numbers = sorted({first["experiment"] for first, *_ in handed_over})
+    for first, left, _ in handed_over:
         curvature = 1
         if sharpness is not None:
             found = curvatures(first, sharpness)
@@ -613,9 +613,15 @@ def draw_hand_over(axes, rows):
         style = {"color": rate_color(rate)} if rate else {"color": "black", "linestyle": ":"}
         axes.plot([row["step"] for row in line], column(line, "test/accuracy"), linewidth=0.7, **style)
         ends.setdefault(rate, []).append(line[-1]["test/accuracy"])
-    place = 107
-    for rate in sorted(ends, key=lambda rate: (-round(statistics.median(ends[rate])), rate)):
-        place = min(statistics.median(ends[rate]), place - 7)  # percent, so that labels do not overlap
+    medians = {rate: statistics.median(accuracies) for rate, accuracies in ends.items()}
+    in_order = sorted(medians, key=lambda rate: (-round(medians[rate]), rate))
+    places = [medians[rate] for rate in in_order]
+    for i in range(1, len(places)):
+        places[i] = min(places[i], places[i - 1] - 7)  # percent, so that labels do not overlap
+    places[-1] = max(places[-1], 0)
+    for i in range(len(places) - 2, -1, -1):
+        places[i] = max(places[i], places[i + 1] + 7)
+    for rate, place in zip(in_order, places, strict=True):
         label, color = (f"{rate:.5f}".rstrip("0"), rate_color(rate)) if rate else ("frozen", "black")
         axes.text(460, place, label, color=color, va="center", fontsize=7)
     axes.set_xscale("symlog", linthresh=1)

@@ -637,17 +637,18 @@ def read_optional(path):
 
 
 def solutions(rows):
-    """Yields of each solution that was handed over its first row, and {(classifier's rate, rate): accuracies left}.
+    """Yields of each solution handed over its first row and two dicts, {(classifier's rate, rate): accuracies}.
 
-    The accuracies are those after the last step, in percent, one a shuffle.
+    The first dict's accuracies are those after the last step, the second's the lowest on the way, in percent, one a
+    shuffle.
     """
     for _, some in groupby(rows, key=solution_of):
-        steps, left = list(some), {}
-        last = max(row["step"] for row in steps)
-        for row in steps:
-            if row["step"] == last:
-                left.setdefault((row["classifier_rate"], row["rate"]), []).append(row["test/accuracy"])
-        yield steps[0], left
+        steps, left, lowest = list(some), {}, {}
+        for (*rates, _), curve in groupby(steps, key=lambda row: (row["classifier_rate"], row["rate"], row["shuffle"])):
+            accuracies = [row["test/accuracy"] for row in curve]
+            left.setdefault(tuple(rates), []).append(accuracies[-1])
+            lowest.setdefault(tuple(rates), []).append(min(accuracies))
+        yield steps[0], left, lowest
 
 
 def curvatures(solution, sharpness):
@@ -659,21 +660,25 @@ def curvatures(solution, sharpness):
 def hand_over(rows, sharpness):
     """What is left of each solution after the last step of SGD, at each rate, and the largest rate that keeps it.
 
-    Beside it 2 / curvature, the rate that the law foretells, over each of the steps of sharpness.csv.
+    Beside it the smallest that does not, the smallest at which the median shuffle's lowest accuracy on the way is under
+    50 %, and 2 / curvature, the rate that the law foretells, over each of the steps of sharpness.csv.
     """
     rates = sorted({(row["classifier_rate"], row["rate"]) for row in rows})
     heads = [f"{rate:.5f}".rstrip("0") if rate else "frozen" for _, rate in rates]
     columns = ["solution", "scale", "accuracy, %", *heads, "largest rate that keeps it", "smallest that does not"]
+    columns.append("smallest at which most shuffles fall under 50 % on the way")
     widths = sorted({row["step"] for row in sharpness})
     columns += [f"2 / curvature over {width}" for width in widths]
     lines = []
-    for first, left in solutions(rows):
+    for first, left, lowest in solutions(rows):
         cells = [f"{name(first)}, epoch {first['epoch']}", f"{first['stn/scale']:.2f}", f"{first['test/accuracy']:.1f}"]
         cells += [middle_and_range(left.get(rate, []), 0) for rate in rates]
         enough = first["test/accuracy"] - KEPT
         kept = {rate: min(accuracies) > enough for (_, rate), accuracies in left.items() if rate}
         cells.append(max((rate for rate in kept if kept[rate]), default=None))
         cells.append(min((rate for rate in kept if not kept[rate]), default=None))
+        falls = [rate for (_, rate), accuracies in lowest.items() if rate and median(accuracies) < 50]
+        cells.append(min(falls, default=None))
         found = curvatures(first, sharpness)
         lines.append(cells + [f"{2 / found[width]:.2g}" if width in found else None for width in widths])
     return markdown(columns, lines)

@@ -253,8 +253,8 @@ def test_what_sgd_leaves_is_drawn_over_the_rate_and_over_the_rate_times_the_larg
     key = {"experiment": 7, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0}
     sharp = [key | {"epoch": 20, "step": step, "curvature": curvature} for step, curvature in ((0.01, 50), (0.1, 200))]
     handed_over = [  # as tables.solutions has them
-        (key | {"epoch": 20}, {(0.001, 0.01): [90, 20, 80], (0.001, 0.1): [10, 30, 20], (0.01, 0): [95, 95, 95]}),
-        (key | {"epoch": 50, "experiment": 16}, {(0.001, 0.01): [90, 91, 92]}),
+        (key | {"epoch": 20}, {(0.001, 0.01): [90, 20, 80], (0.001, 0.1): [10, 30, 20], (0.01, 0): [95, 95, 95]}, {}),
+        (key | {"epoch": 50, "experiment": 16}, {(0.001, 0.01): [90, 91, 92]}, {}),
     ]
 
     def drawn(*sharpness):
