@@ -249,6 +249,21 @@ def test_the_hand_over_has_a_panel_a_solution_and_a_line_a_shuffle(assets):
         assert places == [start - 5, start - 12, start - 19]  # beside the lines' ends, not over each other
 
 
+def test_the_rates_of_lost_solutions_are_named_above_the_axis_and_not_over_each_other():
+    rows = [
+        {"rate": rate, "shuffle": 0, "step": step, "test/accuracy": 12 if step else 95}
+        for rate in (0.001, 0.003, 0.01)
+        for step in (0, 400)
+    ]
+    axes = Figure().subplots()
+    make_figures.draw_hand_over(axes, rows)
+    assert [(text.get_text(), text.get_position()[1]) for text in axes.texts] == [
+        ("0.001", 14),
+        ("0.003", 7),
+        ("0.01", 0),
+    ]
+
+
 def test_what_sgd_leaves_is_drawn_over_the_rate_and_over_the_rate_times_the_larger_step_s_curvature():
     key = {"experiment": 7, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0}
     sharp = [key | {"epoch": 20, "step": step, "curvature": curvature} for step, curvature in ((0.01, 50), (0.1, 200))]
