@@ -778,7 +778,8 @@ def run_experiment(
     settings |= {"transformer": describe_transformer(transformer), "max_grad_norm": max_grad_norm}
     settings |= {"dataset": args.dataset, "digits": args.digits, "limit": args.limit, "seed": args.seed}
     settings |= {"batch_size": BATCH_SIZE}
-    folder = RunFolder(run_path(args, name, variant, dataset), settings, {"title": title, "epochs": args.epochs})
+    facts = {"title": title, "epochs": args.epochs, "stop_on_collapse": args.stop_on_collapse}
+    folder = RunFolder(run_path(args, name, variant, dataset), settings, facts)
     with errors_in_one_line(name, folder, args.device), folder:
         model, optimizer = make_network(args, folder, transformer, make_optimizer)
         folder.mend_gif()

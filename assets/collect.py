@@ -109,7 +109,8 @@ def read_folder(folder):
 
 def ended(run):
     """Whether a run has come to its last epoch, or was stopped by --stop-on-collapse."""
-    return run["epoch"] >= run["epochs"] or run["collapsed"] == run["epoch"]
+    stopped = run.get("stop_on_collapse") and run["collapsed"] is not None
+    return run["epoch"] >= run["epochs"] or stopped
 
 
 def collect(log_dir, assets=ASSETS):

@@ -2,9 +2,9 @@
 
     python assets/replay_death.py RUN_FOLDER [EPOCH]
 
-Without EPOCH that is the one in which the run failed. A replay begins with the last weights that the run saved before,
-and SGD without momentum has no other state: on the machine of the run, with as many threads, it comes to the same
-numbers to the last bit, which is checked.
+Without EPOCH that is the one in which the run failed. A replay begins with weights that the run saved at least an epoch
+before, so that it has the steps that lead there. SGD without momentum has no other state: on the machine of the run,
+with as many threads, it comes to the same numbers to the last bit, which is checked.
 """
 
 import sys
@@ -62,20 +62,22 @@ def record(model, optimizer):
 
 
 def replay(folder, epoch):
-    """Trains the epochs from the last weights before `epoch` to its end, as the run in `folder` did.
+    """Trains to the end of `epoch`, as the run in `folder` did, from weights that it saved before the epoch before.
 
-    Returns the `MEASURES` of each step of `epoch`, a list of dicts, see `record`. Raises RunError if the run is not one
-    of SGD without momentum, its script, weights or digits are not there, or the losses are not those of the run.
+    Returns the `MEASURES` of each step of that epoch, none if `epoch` is 1, and of `epoch`, two lists of dicts, see
+    `record`. Raises RunError if the run is not one of SGD without momentum, its script, weights or digits are not
+    there, or the losses are not those of the run.
     """
     run, model, optimizer, to_batch = rebuild(folder)
     if type(optimizer) is not torch.optim.SGD or any(group["momentum"] for group in optimizer.param_groups):
         raise RunError(f"{folder} is a run of {run['optimizer']}, whose state is not saved: give one of plain SGD")
-    first = (epoch - 1) // common.FIGURE_EVERY * common.FIGURE_EVERY
+    first = max(0, (epoch - 2) // common.FIGURE_EVERY * common.FIGURE_EVERY)
     load_weights(folder, first, model)
     torch.set_num_threads(run["threads"])
     (images, labels), _, _ = common.load_canvases(run["dataset"], "data", run["digits"], run["limit"])
-    steps = record(model, optimizer)
+    before, steps = [], record(model, optimizer)
     for now in range(first + 1, epoch + 1):
+        before = steps.copy()
         steps.clear()
         torch.manual_seed(10_000 * run["seed"] + now)
         loss = common.train(model, optimizer, images, labels, to_batch, run["max_grad_norm"])["train/loss"]
@@ -85,7 +87,7 @@ def replay(folder, epoch):
                 f"{folder} is another machine's run, or of other versions: its loss in epoch {now} was {wanted}, here "
                 f"it is {loss}: replay it where it ran ({run['device']}, {run['cpu']}, torch {run['torch']})"
             )
-    return steps
+    return before, steps
 
 
 def failing_step(steps):
@@ -95,6 +97,8 @@ def failing_step(steps):
 
 def add_replay(folder, epoch=None):
     """Adds the 200 steps before and after a run's failing step to deaths.csv, in place of those that are there.
+
+    Those before reach into the epoch before; those after end with the epoch.
 
     Raises RunError if `folder` holds no finished run, or no such step is in `epoch`, or `replay` does.
     """
@@ -106,11 +110,13 @@ def add_replay(folder, epoch=None):
         raise RunError(f"{folder} neither collapsed nor lost its solution: give a run that failed, or an EPOCH")
     if not 1 <= epoch <= run["epoch"]:
         raise RunError(f"{folder} has no epoch {epoch}: give one from 1 to {run['epoch']}")
-    steps = replay(folder, epoch)
-    end = failing_step(steps)  # steps are counted from here
-    if not end:
-        other = "is so in its first step: try an earlier EPOCH" if end == 0 else "is never so: try a later EPOCH"
+    before, steps = replay(folder, epoch)
+    end, begins_so = failing_step(steps), failing_step(before[-1:] or steps[:1]) is not None
+    if end is None or begins_so:
+        other = "is never so: try a later EPOCH" if end is None else "begins so: try an earlier EPOCH"
         raise RunError(f"{folder} fails where inside or active gets under 0.01, and epoch {epoch} {other}")
+    steps = before + steps
+    end += len(before)  # steps are counted from here
     path, key = ASSETS / "deaths.csv", {name: run[name] for name in KEY} | {"epoch": epoch}
     rows = [row for row in read_table(path) if any(row[name] != key[name] for name in KEY)] if path.exists() else []
     around = range(max(0, end - 200), min(len(steps), end + 201))

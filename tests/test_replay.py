@@ -48,8 +48,10 @@ def test_a_transformer_fails_when_it_sees_next_to_nothing_or_its_hidden_units_ar
 
 
 def test_a_replay_is_the_run_and_measures_its_steps(whole_run):
-    steps = replay_death.replay(whole_run.folder, 6)
-    assert len(steps) == 6 and len(replay_death.replay(whole_run.folder, 7)) == 6
+    before, steps = replay_death.replay(whole_run.folder, 6)
+    assert len(before) == len(steps) == 6
+    assert replay_death.replay(whole_run.folder, 7)[0] == steps  # which begins with other weights
+    assert replay_death.replay(whole_run.folder, 1)[0] == []
 
     (images, labels), _, _ = common.load_canvases("cluttered", "nowhere", "embedded", 384)
     model = stn.STNClassifier().to(memory_format=torch.channels_last)
@@ -81,7 +83,7 @@ def test_a_replay_is_the_run_and_measures_its_steps(whole_run):
 
 def test_each_kind_of_run_is_rebuilt_by_its_script(folders):
     for number in (11, 12, 13, 17):
-        row, steps = read_folder(folders[number])["history"][0], replay_death.replay(folders[number], 1)
+        row, steps = read_folder(folders[number])["history"][0], replay_death.replay(folders[number], 1)[1]
         assert max(step["gradient"] for step in steps) == row["train/grad_norm_max"]
     assert read_folder(folders[17])["dataset"] == "mnist"
 
@@ -101,7 +103,7 @@ def test_the_gradient_is_the_one_before_clipping():
 
 
 def test_the_map_is_the_one_that_the_transformer_samples_with(folders):
-    first = replay_death.replay(folders[13], 1)[0]
+    first = replay_death.replay(folders[13], 1)[1][0]
     assert first["scale"] == pytest.approx(torch.tensor(1.0).tanh().item()) and first["inside"] == 1
 
 
@@ -177,37 +179,35 @@ def test_what_cannot_be_replayed_is_refused_in_one_line(whole_run, tmp_path, mon
         ((whole_run.folder, 8), "has no epoch 8: give one from 1 to 7"),
         ((whole_run.folder, 0), "has no epoch 0: give one from 1 to 7"),
         ((whole_run.folder, 6), "epoch 6 is never so: try a later EPOCH"),
-        ((no_weights, 6), "weights of epoch 5"),
+        ((no_weights, 7), "weights of epoch 5"),
         ((), "usage: "),
         ((whole_run.folder, "last"), "usage: "),
     ):
         assert words in refused(monkeypatch, *arguments)
-    monkeypatch.setattr(replay_death, "failing_step", lambda steps: 0)
-    assert "epoch 6 is so in its first step: try an earlier EPOCH" in refused(monkeypatch, whole_run.folder, 6)
     assert not (tmp_path / "deaths.csv").exists()
 
 
 def test_a_replay_is_added_to_the_others_which_stay_as_they_are(whole_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(replay_death, "ASSETS", tmp_path)
-    monkeypatch.setattr(replay_death, "failing_step", lambda steps: 2)
+    monkeypatch.setattr(replay_death, "failing_step", lambda steps: 2 if len(steps) > 1 else None)
     path = tmp_path / "deaths.csv"
     shutil.copy(DEATHS, path)
     stopped = shutil.copytree(whole_run.folder, tmp_path / "stopped")  # by --stop-on-collapse
-    edit(stopped, epochs=100, collapsed=7, failed=7)
+    edit(stopped, epochs=100, collapsed=7, failed=7, stop_on_collapse=True)
     for arguments in ((whole_run.folder, "7"), (whole_run.folder, "6"), (stopped,)):
         monkeypatch.setattr(sys, "argv", ["replay_death.py", *map(str, arguments)])
         replay_death.main()
-    assert capsys.readouterr().out.splitlines()[-1] == f"6 steps of epoch 7 of {stopped} are in {path}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"12 steps of epoch 7 of {stopped} are in {path}"
 
     before, after = DEATHS.read_text().splitlines(), path.read_text().splitlines()
     added = [line for line in after if line.startswith("1,,cluttered,0,")]
     assert [line for line in after if line not in added] == before
     assert [line.split(",")[3:6] for line in added] == [
-        ["0", str(epoch), str(step)] for epoch in (6, 7) for step in (-2, -1, 0, 1, 2, 3)
+        ["0", str(epoch), str(step)] for epoch in (6, 7) for step in range(-8, 4)
     ]
     rows = [row for row in read_table(path) if row["seed"] == 0 and row["experiment"] == 1]
-    wanted = replay_death.replay(whole_run.folder, 6) + replay_death.replay(whole_run.folder, 7)
-    for row, step in zip(rows, wanted, strict=True):
+    (before, in_6), (_, in_7) = (replay_death.replay(whole_run.folder, epoch) for epoch in (6, 7))
+    for row, step in zip(rows, [*before, *in_6, *in_6, *in_7], strict=True):
         assert {name: row[name] for name in replay_death.MEASURES} == pytest.approx(step, rel=1e-5)
 
 
@@ -216,11 +216,24 @@ def test_at_most_200_steps_are_kept_on_either_side(whole_run, tmp_path, monkeypa
     steps = [{name: 0.5 for name in replay_death.MEASURES} | {"gradient": i} for i in range(938)]
     for end in (37, 500, 900):
         steps[end]["inside"] = 0.0
-        monkeypatch.setattr(replay_death, "replay", lambda folder, epoch, end=end: steps[: end + 300])
-        replay_death.add_replay(whole_run.folder, 3)
-        kept = [(row["step"], row["gradient"]) for row in read_table(tmp_path / "deaths.csv")]
-        assert kept == [(i - end, i) for i in range(max(0, end - 200), min(938, end + 201))]
+        for before in (0, 30):  # steps in the epoch before
+            parts = steps[:before], steps[before : end + 300]
+            monkeypatch.setattr(replay_death, "replay", lambda folder, epoch, parts=parts: parts)
+            replay_death.add_replay(whole_run.folder, 3)
+            kept = [(row["step"], row["gradient"]) for row in read_table(tmp_path / "deaths.csv")]
+            assert kept == [(i - end, i) for i in range(max(0, end - 200), min(938, end + 201))]
         steps[end]["inside"] = 0.5
+
+
+def test_an_epoch_in_which_the_transformer_had_failed_before_is_refused(whole_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(replay_death, "ASSETS", tmp_path)
+    well, off = ({name: value for name in replay_death.MEASURES} for value in (0.5, 0.0))
+    for before, steps in (([well, off], [off, well]), ([well, off], [well, off]), ([], [off, well])):
+        monkeypatch.setattr(replay_death, "replay", lambda folder, epoch, parts=(before, steps): parts)
+        assert "epoch 6 begins so: try an earlier EPOCH" in refused(monkeypatch, whole_run.folder, 6)
+    monkeypatch.setattr(replay_death, "replay", lambda folder, epoch: ([off, well], [off, off]))
+    replay_death.add_replay(whole_run.folder, 6)
+    assert [row["step"] for row in read_table(tmp_path / "deaths.csv")] == [-2, -1, 0, 1]
 
 
 def test_the_committed_replays_are_whole_and_begin_to_fail_at_step_0(tmp_path):

@@ -294,7 +294,9 @@ def test_stop_on_collapse_ends_the_run_there_and_leaving_it_out_goes_on(folder, 
     for _ in range(2):
         ended = run(folder.parent, *SEVEN, "--stop-on-collapse", before=patch)
         assert ended.code == 0 and len(read_metrics(folder)) == 3 and (folder / "weights" / "003.pt").exists()
+        assert json.loads((folder / "run.json").read_text())["stop_on_collapse"]
     assert "epoch 3, best accuracy" in ended.out
     assert run(folder.parent, *SEVEN, before=patch).code == 0
     assert len(read_metrics(folder)) == 7
+    assert not json.loads((folder / "run.json").read_text())["stop_on_collapse"]
     assert len(imageio.imread(folder / "progress.gif")) == 4  # epochs 0, 3, 5 and 7
