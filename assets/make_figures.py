@@ -127,6 +127,7 @@ def states(assets):
     room, seen, gap = 2 * side, 0.9 * side, 0.1 * side  # sides of a tile and of what is returned
     cell = room + seen + 4 * gap
     figure = Figure(figsize=(WIDTH, 0.7 * len(file["names"])))
+    figure.get_layout_engine().set(rect=(0.015, 0, 0.985, 1))  # else the longest label is cut
     for axes, name, thetas, returned in zip(
         figure.subplots(len(file["names"]), 1), file["names"], file["theta"], file["seen"], strict=True
     ):
@@ -314,7 +315,7 @@ def rates_full(assets):
 def choose_failures(deaths, runs):
     """Chooses two replays of `read_deaths`, one a kind, as {kind: steps from 60 before the fatal one to 60 after}.
 
-    They are on cluttered digits, and whole. 20 steps after the fatal one a transformer is off the image if inside is
+    They are on cluttered digits, and whole. 60 steps after the fatal one a transformer is off the image if inside is
     under 0.02 and more than 0.02 of its hidden units are active, and has one map for all images if it is the other way
     round. Of each kind it is one that recorded spread, if there is one, and of those the one whose run had the best
     accuracy in the epochs before.
@@ -325,7 +326,7 @@ def choose_failures(deaths, runs):
     for steps in deaths:
         if steps[0]["dataset"] != "cluttered" or steps[0]["step"] > -60:
             continue
-        after = next((step for step in steps if step["step"] == 20), None)
+        after = next((step for step in steps if step["step"] == 60), None)
         if after and after["inside"] < 0.02 < after["active"]:
             kinds["off the image"].append(steps)
         elif after and after["active"] < 0.02 < after["inside"]:
@@ -354,8 +355,8 @@ def failures(assets):
     panels = figure.subplots(len(names), 2, sharex=True, sharey="row", squeeze=False)
     for axes, (kind, rows) in zip(panels.T, chosen.items(), strict=True):
         run = run_of(rows, runs)
-        where = f"{run['experiment']}: {run['title']}, seed {run['seed']}, epoch {rows[0]['epoch']}"
-        axes[0].set_title(f"{kind}\n", fontsize=10, fontweight="bold")
+        where = f"{run['experiment']}: {run['title']}\nseed {run['seed']}, epoch {rows[0]['epoch']}"
+        axes[0].set_title(f"{kind}\n\n", fontsize=10, fontweight="bold")
         axes[0].text(0.5, 1.06, where, transform=axes[0].transAxes, ha="center")
         steps = [row["step"] for row in rows]
         for panel, name in zip(axes, names, strict=True):
