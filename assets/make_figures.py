@@ -481,8 +481,15 @@ def rate_color(rate):
 
 
 def plain_sgd(assets):
-    """The keys of the runs of SGD, for which the limit is 2 / lr."""
-    return {key_of(run) for run in read_study(assets) if run["optimizer"].startswith("SGD")}
+    """Returns {key: run} of the runs of SGD, for which the limit is 2 / lr."""
+    return {key_of(run): run for run in read_study(assets) if run["optimizer"].startswith("SGD")}
+
+
+def rate_of_step(row, run):
+    """The learning rate in a row of sharpness.csv, shortened as the epoch's median step is where a run clips."""
+    if run["max_grad_norm"] is None or row["epoch"] == 0:
+        return row["lr"]
+    return row["lr"] * min(1, run["max_grad_norm"] / run["history"][row["epoch"] - 1]["train/grad_norm"])
 
 
 def sharpness_over_scale(axes, assets):
@@ -495,10 +502,11 @@ def sharpness_over_scale(axes, assets):
     for row in rows:
         if collapsed([row | {"stn/inside": row["inside"]}]) or not row["curvature"] > 0:
             continue
-        marker, color = "o" if key_of(row) in sgd else "^", rate_color(row["lr"])
+        run = sgd.get(key_of(row))
+        marker, color = ("o", rate_color(rate_of_step(row, run))) if run else ("^", rate_color(row["lr"]))
         fill = color if row["step"] == larger else "none"
         axes.plot(row["scale"], row["curvature"], marker, color=color, markersize=3.5, markerfacecolor=fill)
-        if marker == "o":
+        if run:
             limits.add(row["lr"])
     for rate in sorted(limits):
         axes.axhline(2 / rate, color=rate_color(rate), linestyle="--", linewidth=1)
@@ -519,20 +527,27 @@ def sharpness_over_scale(axes, assets):
 
 
 def sharpness_over_epochs(axes, assets):
-    """Draws lr x curvature, over the larger step, over the epochs of the runs of SGD, with the limit at 2."""
+    """Draws rate x curvature, over the larger step, over the epochs of the runs of SGD, with the limit at 2.
+
+    The rate is that of `rate_of_step`.
+    """
     rows, sgd, curves = read_table(assets / "sharpness.csv"), plain_sgd(assets), {}
     larger = max(row["step"] for row in rows)
     for row in rows:
         if key_of(row) in sgd and row["step"] == larger and row["curvature"] > 0:
             curves.setdefault(key_of(row), []).append(row)
     ends = {}
-    for (number, *_), rows in curves.items():
-        epochs, values = zip(*[(row["epoch"], row["lr"] * row["curvature"]) for row in rows], strict=True)
-        axes.plot(epochs, values, ".-", color=rate_color(rows[0]["lr"]), linewidth=0.7)
+    for key, rows in curves.items():
+        rates = [rate_of_step(row, sgd[key]) for row in rows]
+        epochs = [row["epoch"] for row in rows]
+        values = [rate * row["curvature"] for rate, row in zip(rates, rows, strict=True)]
+        axes.plot(epochs, values, ".-", color=rate_color(rates[-1]), linewidth=0.7)
         if len(rows) > 1:
-            ends[epochs[-1], values[-1]] = str(number)
-    for (epoch, value), number in ends.items():
-        axes.text(epoch + 2, value, number, va="center", fontsize=7)
+            ends[epochs[-1], values[-1]] = str(key[0])
+    highest = {}
+    for (epoch, value), number in sorted(ends.items()):
+        highest[epoch] = max(value, 1.35 * highest.get(epoch, 0))  # so that labels do not overlap
+        axes.text(epoch + 2, highest[epoch], number, va="center", fontsize=7)
     axes.axhline(2, color="black", linestyle="--", linewidth=1)
     axes.text(1, 2, "2", transform=axes.get_yaxis_transform(), va="center")
     last = max(row["epoch"] for rows in curves.values() for row in rows)

@@ -186,6 +186,15 @@ def test_of_each_kind_the_failure_of_the_best_run_is_chosen_and_one_that_recorde
 # ------------------------------------------------------------------------------------------------------------------ why
 
 
+def test_a_clipped_runs_rate_is_that_of_its_median_step():
+    clipped = run(11, history(FINE, FINE)) | {"max_grad_norm": 2}
+    clipped["history"][1]["train/grad_norm"] = 8.0
+    clipped["history"][0]["train/grad_norm"] = 1.0  # at most steps the bound is not reached
+    rows = [{"epoch": epoch, "lr": 0.01} for epoch in (0, 1, 2)]
+    assert [make_figures.rate_of_step(row, clipped) for row in rows] == [0.01, 0.01, 0.0025]
+    assert make_figures.rate_of_step(rows[2], run(1, history(FINE, FINE))) == 0.01
+
+
 def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is_no_point(assets):
     runs = [run(1, history(FINE)), run(10, history(FINE), optimizer="SGD(lr=0.001)")]
     runs += [run(7, history(FINE), optimizer="Adam(lr=0.0001)")]
@@ -218,6 +227,26 @@ def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is
     products = [list(line.get_ydata()) for line in over_epochs.lines]
     assert products == [[2.0, 2.0, 2.0], [0.2, 0.2], [2, 2]]
     assert {text.get_text(): text.get_position()[1] for text in over_epochs.texts[:-1]} == {"1": 2, "10": 0.2}
+
+
+def test_labels_of_runs_that_end_alike_are_apart(assets):
+    collect.write_runs([run(number, history(FINE)) for number in (1, 2, 4)], assets)
+    columns = (*collect.KEY, "epoch", "step", "curvature", "scale", "inside", "lr")
+    key = {"variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0, "inside": 0.8}
+    key |= {"scale": 0.8, "step": 0.01, "lr": 0.01}
+    rows = [
+        key | {"experiment": number, "epoch": epoch, "curvature": curvature}
+        for number, curvature in ((1, 100), (2, 101), (4, 1000))
+        for epoch in (20, 40)
+    ]
+    collect.write_table(assets / "sharpness.csv", columns, rows)
+    axes = Figure().subplots()
+    make_figures.sharpness_over_epochs(axes, assets)
+    assert [(text.get_text(), text.get_position()[1]) for text in axes.texts[:-1]] == [
+        ("1", 1),
+        ("2", pytest.approx(1.35)),
+        ("4", 10),
+    ]
 
 
 def test_the_hand_over_has_a_panel_a_solution_and_a_line_a_shuffle(assets):
