@@ -1,7 +1,7 @@
 """Experiment 1: with input normalization.
 
 The transformer pads with 0, but black is -0.42 in a normalized image: does the frame make training collapse?
-Seen: all seeds fail before epoch 50, and none zooms in much before that.
+Seen: all seeds fail before epoch 50, and most hardly zoom in before that.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Experiment 14: with input normalization, the gradient's norm clipped at 25.
 
-Before a transformer fails there is a step with an unusually large gradient: is it the few large steps?
+In the first replays of failures an unusually large gradient came before: is it the few large steps?
 Seen: the one seed so far collapses in epoch 6, comes back, and has one map for all images from epoch 36 on.
 """
 

@@ -1,7 +1,7 @@
 """Experiment 3: without input normalization, Adam instead of SGD.
 
 Was it SGD's large learning rate that made experiment 2 collapse?
-Seen: all seeds zoom in to little more than half the image and last.
+Seen: all seeds zoom in, to about two thirds of the image or less, and last.
 """
 
 import torch
