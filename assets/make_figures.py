@@ -28,11 +28,13 @@ ASSETS = Path(__file__).parent
 sys.path[:0] = [str(ASSETS), str(ASSETS.parent)]
 from collect import key_of, read_runs, read_table, solution_of  # noqa: E402
 from tables import (  # noqa: E402
+    ONE_MAP,
     best_before,
     curvatures,
     make_tables,
     read_deaths,
     run_of,
+    sees,
     solutions,
     with_tables,
 )
@@ -69,7 +71,6 @@ LABELS = {
     "train/grad_norm": "gradient's norm",
 }
 RATE = "learning rate of the localization net"
-ONE_MAP = 0.01  # spread under which the regions' centres are one place for all images
 
 
 DATASETS = {  # colour, marker, side and name
@@ -500,7 +501,7 @@ def sharpness_over_scale(axes, assets):
     rows, sgd, limits = read_table(assets / "sharpness.csv"), plain_sgd(assets), set()
     larger = max(row["step"] for row in rows)
     for row in rows:
-        if collapsed([row | {"stn/inside": row["inside"]}]) or not row["curvature"] > 0:
+        if not sees(row) or not row["curvature"] > 0:
             continue
         run = sgd.get(key_of(row))
         marker, color = ("o", rate_color(rate_of_step(row, run))) if run else ("^", rate_color(row["lr"]))

@@ -629,6 +629,7 @@ def fatal_step_count(runs, deaths):
 
 # ------------------------------------------------------------------------------------------------------------------ why
 
+ONE_MAP = 0.01  # spread under which the regions' centres are one place for all images
 KEPT = 5  # points of accuracy that a solution may lose while it counts as kept
 
 
@@ -684,6 +685,38 @@ def hand_over(rows, sharpness):
     return markdown(columns, lines)
 
 
+def sees(row):
+    """Whether the transformer sees the image, in a row of sharpness.csv: it has not collapsed."""
+    return collapsed([{"epoch": row["epoch"], "stn/inside": row["inside"]}]) is None
+
+
+def curvature_by_rate(runs, sharpness):
+    """How sharp what SGD and Adam find is at each rate of the localization net, by the medians of each run's epochs.
+
+    Of runs that neither clip nor change the transformer, before they fail, where the transformer sees the image and
+    its regions follow the digits.
+    """
+    groups, widths = {}, sorted({row["step"] for row in sharpness})
+    for run in runs:
+        end = failed(run["history"]) or math.inf
+        some = [row for row in sharpness if key_of(row) == key_of(run) and 0 < row["epoch"] < end]
+        some = [row for row in some if sees(row) and row["spread"] >= ONE_MAP]
+        if some and run["max_grad_norm"] is None and run["transformer"] == "SpatialTransformer":
+            digits = "plain" if run["dataset"] == "mnist" else run["dataset"]
+            optimizer = run["optimizer"].partition("(")[0]
+            groups.setdefault((digits, optimizer, some[0]["lr"]), []).append(some)
+    lines = []
+    for key in sorted(groups, key=lambda key: (key[0] != "plain", *key)):
+        scales = [median(row["scale"] for row in some) for some in groups[key]]
+        cells = [*key, len(scales), middle_and_range(scales)]
+        for width in widths:
+            found = [[row["curvature"] for row in some if row["step"] == width] for some in groups[key]]
+            cells.append(middle_and_range(map(median, found), 0))
+        lines.append(cells)
+    columns = ["digits", "optimizer", "rate of the localization net", "runs", "scale"]
+    return markdown([*columns, *(f"curvature over {width}" for width in widths)], lines)
+
+
 def smoothing(rows):
     """How far the gradient by a shift of the region is from the loss's change over a pixel, smoothed and not."""
     columns = ["solution", "smoothed", "gradient, standard deviation", "change over a pixel, standard deviation"]
@@ -708,7 +741,9 @@ def make_tables(assets=ASSETS):
     of_runs += (rates, rates_bounds, gradient_before, clipped)
     tables = {function.__name__: function(runs) for function in of_runs}
     tables |= {function.__name__: function(runs, deaths) for function in (fatal_step, fatal_step_count)}
-    tables["hand_over"] = hand_over(*(read_optional(assets / f"{name}.csv") for name in ("hand_over", "sharpness")))
+    sharpness = read_optional(assets / "sharpness.csv")
+    tables["hand_over"] = hand_over(read_optional(assets / "hand_over.csv"), sharpness)
+    tables["curvature_by_rate"] = curvature_by_rate(runs, sharpness)
     tables["smoothing"] = smoothing(read_optional(assets / "smoothing.csv"))
     return tables | {"published": published(runs, read_published(assets))}
 

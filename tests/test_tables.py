@@ -321,6 +321,28 @@ def test_the_fatal_step_is_ranked_before_step_0_and_before_the_largest_drop():
 SOLUTION = {"experiment": 7, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 3}
 
 
+def test_curvature_is_told_by_optimizer_and_rate_before_a_run_fails():
+    runs = [run(fails_in(60)), run(LASTS, seed=1), run(LASTS, 7, optimizer="Adam(lr=0.0001)")]
+    runs += [run(LASTS, 11, max_grad_norm=1), run(LASTS, 15, transformer="class Smoothed(...)")]
+
+    def measured(run, epoch, curvature, scale=0.7, **figures):
+        lr = 0.0001 if run["experiment"] == 7 else 0.01
+        row = {name: run[name] for name in collect.KEY} | {"epoch": epoch, "scale": scale, "lr": lr}
+        row |= {"inside": 0.8, "spread": 0.3} | figures
+        return [row | {"step": 0.001, "curvature": 3 * curvature}, row | {"step": 0.01, "curvature": curvature}]
+
+    sharpness = measured(runs[0], 20, 100, 0.9) + measured(runs[0], 40, 80) + measured(runs[0], 60, 5)
+    sharpness += measured(runs[1], 20, 60, 1.0) + measured(runs[1], 0, 7) + measured(runs[1], 40, 8, spread=0.001)
+    sharpness += measured(runs[1], 80, 9, inside=0.01) + measured(runs[2], 20, 1000, 0.6)
+    sharpness += measured(runs[3], 20, 3) + measured(runs[4], 20, 4)
+    table = tables.curvature_by_rate(runs, sharpness)
+    assert table.splitlines()[0].endswith("| curvature over 0.001 | curvature over 0.01 |")
+    assert rows(table) == [
+        ["cluttered", "Adam", "0.0001", "1", "0.60", "3000", "1000"],
+        ["cluttered", "SGD", "0.01", "2", "0.90 (0.80 to 1.00)", "225 (180 to 270)", "75 (60 to 90)"],
+    ]
+
+
 def test_a_solution_is_kept_where_no_shuffle_loses_over_five_points():
     left = {0.0001: (95, 96), 0.001: (91.5, 95), 0.003: (90.5, 96), 0.01: (11, 12)}
     handed = [
