@@ -2,7 +2,7 @@
 
 On plain digits unless --dataset cluttered: does the localization net's learning rate alone decide?
 Seen on plain digits: well up to 0.01; at 0.02 some seeds zoom out, at 0.05 all do; at 0.1 all are off the image.
-On cluttered digits, one to three seeds a rate: they zoom in up to 0.005, not at 0.01, and leave the image from 0.02 on.
+On cluttered digits, three seeds: they zoom in up to 0.005, at 0.01 hardly, and leave the image from 0.02 on.
 """
 
 import torch
