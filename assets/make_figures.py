@@ -504,7 +504,8 @@ def sharpness_over_scale(axes, assets):
         if not sees(row) or not row["curvature"] > 0:
             continue
         run = sgd.get(key_of(row))
-        marker, color = ("o", rate_color(rate_of_step(row, run))) if run else ("^", rate_color(row["lr"]))
+        marker = "o" if run else "^"
+        color = rate_color(rate_of_step(row, run) if run else row["lr"])
         fill = color if row["step"] == larger else "none"
         axes.plot(row["scale"], row["curvature"], marker, color=color, markersize=3.5, markerfacecolor=fill)
         if run:
