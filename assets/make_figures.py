@@ -481,9 +481,28 @@ def rate_color(rate):
     return matplotlib.colormaps["viridis"](RATES(rate))
 
 
-def plain_sgd(assets):
-    """Returns {key: run} of the runs of SGD, for which the limit is 2 / lr."""
-    return {key_of(run): run for run in read_study(assets) if run["optimizer"].startswith("SGD")}
+def mark(i):
+    """Colour and marker of the i-th experiment of a panel."""
+    colors = (VERMILION, "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#009E73", BLUE, "#8B4513")
+    return colors[i % 8], "o^sDvPX*"[i % 8]
+
+
+def draw_experiments_legend(axes, loc, **options):
+    """Names each experiment once, however many its lines, in the order of their numbers."""
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    labels = sorted(handles, key=lambda label: int(label.split()[-1]))
+    axes.legend([handles[label] for label in labels], labels, loc=loc, **options)
+
+
+def with_runs(rows, assets):
+    """Yields each row of sharpness.csv whose run is in the study, and the run."""
+    runs = {key_of(run): run for run in read_study(assets)}
+    return ((row, runs[key_of(row)]) for row in rows if key_of(row) in runs)
+
+
+def by_sgd(run):
+    """Whether its limit is 2 / lr."""
+    return run["optimizer"].startswith("SGD")
 
 
 def rate_of_step(row, run):
@@ -498,17 +517,15 @@ def sharpness_over_scale(axes, assets):
 
     Filled are the points of the larger step of sharpness.csv, open those of smaller ones.
     """
-    rows, sgd, limits = read_table(assets / "sharpness.csv"), plain_sgd(assets), set()
+    rows, limits = read_table(assets / "sharpness.csv"), set()
     larger = max(row["step"] for row in rows)
-    for row in rows:
+    for row, run in with_runs(rows, assets):
         if not sees(row) or not row["curvature"] > 0:
             continue
-        run = sgd.get(key_of(row))
-        marker = "o" if run else "^"
-        color = rate_color(rate_of_step(row, run) if run else row["lr"])
+        marker, color = "o" if by_sgd(run) else "^", rate_color(rate_of_step(row, run))
         fill = color if row["step"] == larger else "none"
         axes.plot(row["scale"], row["curvature"], marker, color=color, markersize=3.5, markerfacecolor=fill)
-        if run:
+        if by_sgd(run):
             limits.add(row["lr"])
     for rate in sorted(limits):
         axes.axhline(2 / rate, color=rate_color(rate), linestyle="--", linewidth=1)
@@ -531,33 +548,30 @@ def sharpness_over_scale(axes, assets):
 def sharpness_over_epochs(axes, assets):
     """Draws rate x curvature, over the larger step, over the epochs of the runs of SGD, with the limit at 2.
 
-    The rate is that of `rate_of_step`.
+    A line a run, a colour an experiment; grey are the runs that were measured in one epoch. The rate is that of
+    `rate_of_step`.
     """
-    rows, sgd, curves = read_table(assets / "sharpness.csv"), plain_sgd(assets), {}
+    rows, curves = read_table(assets / "sharpness.csv"), {}
     larger = max(row["step"] for row in rows)
-    for row in rows:
-        if key_of(row) in sgd and row["step"] == larger and row["curvature"] > 0:
-            curves.setdefault(key_of(row), []).append(row)
-    ends = {}
-    for key, rows in curves.items():
-        rates = [rate_of_step(row, sgd[key]) for row in rows]
-        epochs = [row["epoch"] for row in rows]
-        values = [rate * row["curvature"] for rate, row in zip(rates, rows, strict=True)]
-        axes.plot(epochs, values, ".-", color=rate_color(rates[-1]), linewidth=0.7)
-        if len(rows) > 1:
-            ends[epochs[-1], values[-1]] = str(key[0])
-    highest = {}
-    for (epoch, value), number in sorted(ends.items()):
-        highest[epoch] = max(value, 1.35 * highest.get(epoch, 0))  # so that labels do not overlap
-        axes.text(epoch + 2, highest[epoch], number, va="center", fontsize=7)
+    for row, run in with_runs(rows, assets):
+        if by_sgd(run) and row["step"] == larger and row["curvature"] > 0:
+            point = row["epoch"], rate_of_step(row, run) * row["curvature"]
+            curves.setdefault(key_of(row), []).append(point)
+    numbers = sorted({number for (number, *_), points in curves.items() if len(points) > 1})
+    for (number, *_), points in curves.items():
+        if len(points) > 1:
+            color, marker = mark(numbers.index(number))
+            style = {"linestyle": "-", "color": color, "markersize": 4}
+            axes.plot(*zip(*points, strict=True), marker, **style, label=str(number))
+        else:
+            axes.plot(*points[0], ".", color=GREY, zorder=1)
     axes.axhline(2, color="black", linestyle="--", linewidth=1)
     axes.text(1, 2, "2", transform=axes.get_yaxis_transform(), va="center")
-    last = max(row["epoch"] for rows in curves.values() for row in rows)
+    last = max(epoch for points in curves.values() for epoch, _ in points)
     axes.set(yscale="log", xlim=(0, 1.05 * last), xlabel="epoch", ylabel="learning rate x curvature")
+    axes.set_ylim(bottom=axes.get_ylim()[0] / 5)  # room for the legend
     axes.set_title("the runs of SGD, by experiment")
-
-
-SOLUTIONS = (("#D55E00", "o"), ("#CC79A7", "^"), ("#000000", "s"), ("#E69F00", "D"))  # an experiment's, in turn
+    draw_experiments_legend(axes, "lower right", ncols=4, columnspacing=1, handlelength=1)
 
 
 def left_over_the_rate(axes, handed_over, sharpness=None):
@@ -574,7 +588,7 @@ def left_over_the_rate(axes, handed_over, sharpness=None):
             if not found:
                 continue
             curvature = found[max(found)]
-        color, marker = SOLUTIONS[numbers.index(first["experiment"]) % len(SOLUTIONS)]
+        color, marker = mark(numbers.index(first["experiment"]))
         left = {rate * curvature: accuracies for (_, rate), accuracies in left.items() if rate}
         axes.plot([*left], [statistics.median(accuracies) for accuracies in left.values()], color=color)
         points = [(x, accuracy) for x, accuracies in left.items() for accuracy in accuracies]
@@ -592,11 +606,6 @@ def read_law(assets):
     return read_table(assets / "sharpness.csv"), list(solutions(read_table(assets / "hand_over.csv")))
 
 
-def draw_solutions_legend(axes):
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    axes.legend(handles.values(), handles, loc="lower left")
-
-
 def why(assets):
     """Curvature over scale, and what SGD leaves of solutions over its rate x their curvature, for the page."""
     sharpness, handed_over = read_law(assets)
@@ -607,7 +616,7 @@ def why(assets):
     right.axvline(2, color="black", linestyle="--", linewidth=1)
     right.text(2.2, 3, "2")
     right.set(xlabel="learning rate x curvature", title="solutions handed over to SGD at other rates")
-    draw_solutions_legend(right)
+    draw_experiments_legend(right, "lower left")
     return figure
 
 
@@ -619,7 +628,7 @@ def law(assets):
     sharpness_over_epochs(left, assets)
     left_over_the_rate(right, handed_over)
     right.set(xlabel=RATE, title="solutions handed over to SGD")
-    draw_solutions_legend(right)
+    draw_experiments_legend(right, "lower left")
     return figure
 
 
