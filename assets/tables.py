@@ -313,6 +313,19 @@ def all_results(runs):
     return markdown(columns, rows)
 
 
+def drift(runs):
+    """Whether the transformers of the runs that lasted, of 40 epochs or more, zoom in or out after the first 30."""
+    lasted = [run for run in runs if failed(run["history"]) is None and not stopped(run)]
+    rows = []
+    for seeds in group(run for run in lasted if len(run["history"]) >= 40):
+        scales = [[row["stn/scale"] for row in run["history"]] for run in seeds]
+        early, late = [median(some[20:30]) for some in scales], [median(some[-10:]) for some in scales]
+        changes = [end - start for start, end in zip(early, late, strict=True)]
+        rows.append([label(seeds[0]), len(scales), *(middle_and_range(some) for some in (early, late, changes))])
+    columns = ["experiment", "runs that lasted", "scale in epochs 21 to 30", "over the last 10 epochs", "change"]
+    return markdown(columns, rows)
+
+
 def afterwards(runs):
     """What became of the runs that collapsed and were trained to their last epoch."""
     columns = ["run", "collapsed in epoch", "inside meanwhile", "the same from epoch"]
@@ -737,7 +750,7 @@ def smoothing(rows):
 def make_tables(assets=ASSETS):
     """Returns {name: table in Markdown, ending in a newline} of the CSV files in a folder."""
     runs, deaths = read_runs(assets), read_deaths(assets)
-    of_runs = (results, all_results, afterwards, machines, cures, robustness, tests, comparisons, clock)
+    of_runs = (results, all_results, drift, afterwards, machines, cures, robustness, tests, comparisons, clock)
     of_runs += (rates, rates_bounds, gradient_before, clipped)
     tables = {function.__name__: function(runs) for function in of_runs}
     tables |= {function.__name__: function(runs, deaths) for function in (fatal_step, fatal_step_count)}
