@@ -182,6 +182,24 @@ def test_drift_is_told_of_the_runs_that_lasted():
     ]
 
 
+def test_drift_is_tested_on_new_seeds_that_follow_the_digits():
+    def goes_to(scale, experiment, seed, optimizer="SGD(lr=0.01)", spread=0.3, **settings):
+        history = [row | {"stn/scale": 0.8, "stn/spread": spread} for row in LASTS[:90]]
+        history += [row | {"stn/scale": scale, "stn/spread": spread} for row in LASTS[90:]]
+        return run(history, experiment, seed, optimizer=optimizer, **settings)
+
+    small = "Adam(lr=0.0001)"
+    seen = [goes_to(0.9, 15, 2), goes_to(0.7, 7, 3, small)]
+    new = [goes_to(0.9, 15, 3), goes_to(1.0, 15, 4), goes_to(0.7, 7, 4, small), goes_to(0.6, 11, 2, max_grad_norm=1)]
+    left_out = [goes_to(0.1, 12, 1), goes_to(0.1, 14, 1, max_grad_norm=25), goes_to(2, 18, 1, small, spread=0.0)]
+    left_out += [goes_to(2, 7, 4, small, dataset="mnist"), run(LOSES, 15, 3)]
+    assert rows(tables.drift_test([*seen, *new, *left_out])) == [
+        ["old, exploratory", "1", "0.10", "1", "-0.10", "1"],
+        ["new", "2", "0.15 (0.10 to 0.20)", "2", "-0.15 (-0.20 to -0.10)", "0.33"],  # 2 of the 6 ways to deal them
+    ]
+    assert rows(tables.drift_test(seen))[1] == ["new", "0", "-", "0", "-", "-"]
+
+
 def test_what_became_of_a_collapsed_run_is_told_only_where_it_was_trained_on():
     still = LASTS[:80] + fails_in(81)[80:]
     moves = [row | {"stn/scale": 1 + row["epoch"] % 2 / 10} for row in COMES_BACK]
