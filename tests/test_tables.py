@@ -194,7 +194,7 @@ def test_drift_is_tested_on_new_seeds_that_follow_the_digits():
     left_out = [goes_to(0.1, 12, 1), goes_to(0.1, 14, 1, max_grad_norm=25), goes_to(2, 18, 1, small, spread=0.0)]
     left_out += [goes_to(2, 7, 4, small, dataset="mnist"), run(LOSES, 15, 3)]
     assert rows(tables.drift_test([*seen, *new, *left_out])) == [
-        ["old, exploratory", "1", "0.10", "1", "-0.10", "1"],
+        ["old, exploratory", "1", "0.10", "1", "-0.10", "-"],
         ["new", "2", "0.15 (0.10 to 0.20)", "2", "-0.15 (-0.20 to -0.10)", "0.33"],  # 2 of the 6 ways to deal them
     ]
     assert rows(tables.drift_test(seen))[1] == ["new", "0", "-", "0", "-", "-"]
@@ -354,6 +354,7 @@ SOLUTION = {"experiment": 7, "variant": None, "dataset": "cluttered", "digits": 
 def test_curvature_is_told_by_optimizer_and_rate_before_a_run_fails():
     runs = [run(fails_in(60)), run(LASTS, seed=1), run(LASTS, 7, optimizer="Adam(lr=0.0001)")]
     runs += [run(LASTS, 11, max_grad_norm=1), run(LASTS, 15, transformer="class Smoothed(...)")]
+    runs.append(run(LASTS[:20], 17, seed=1, variant=0.01))  # the beginning of the second
 
     def measured(run, epoch, curvature, scale=0.7, **figures):
         lr = 0.0001 if run["experiment"] == 7 else 0.01
@@ -364,7 +365,7 @@ def test_curvature_is_told_by_optimizer_and_rate_before_a_run_fails():
     sharpness = measured(runs[0], 20, 100, 0.9) + measured(runs[0], 40, 80) + measured(runs[0], 60, 5)
     sharpness += measured(runs[1], 20, 60, 1.0) + measured(runs[1], 0, 7) + measured(runs[1], 40, 8, spread=0.001)
     sharpness += measured(runs[1], 80, 9, inside=0.01) + measured(runs[2], 20, 1000, 0.6)
-    sharpness += measured(runs[3], 20, 3) + measured(runs[4], 20, 4)
+    sharpness += measured(runs[3], 20, 3) + measured(runs[4], 20, 4) + measured(runs[5], 20, 9000)
     table = tables.curvature_by_rate(runs, sharpness)
     assert table.splitlines()[0].endswith("| curvature over 0.001 | curvature over 0.01 |")
     assert rows(table) == [
