@@ -1,7 +1,7 @@
 """Experiment 13: with input normalization, theta squashed by tanh.
 
 A cure: does experiment 1 last if the sampled region cannot leave the image? (It starts zoomed in: tanh(1) = 0.76.)
-Seen: the one seed so far zooms in, gets better than any of experiment 1, zooms out, and loses its solution in epoch 90.
+Seen: all seeds so far get better than any of experiment 1, and lose their solution all the same, to dead ReLUs.
 """
 
 import torch
