@@ -251,7 +251,7 @@ def draw_over_the_rate(axes, curves, tag, by_side=False):
     for dataset, rates in sorted(curves.items(), reverse=True):
         color, marker, side, label = DATASETS[dataset]
         factor, medians = (side / 28) ** 2 if by_side else 1, []
-        shift = 1 if len(curves) == 1 else 0.94 if dataset == "mnist" else 1.06
+        shift = 1 if len(curves) == 1 else 0.91 if dataset == "mnist" else 1.09
         for rate, rows in rates.items():
             beside = np.linspace(-0.05, 0.05, len(rows))  # each other
             x = rate * factor * shift * (1 + beside - beside.mean())
@@ -262,13 +262,15 @@ def draw_over_the_rate(axes, curves, tag, by_side=False):
             axes.plot(x[~off], values[~off], marker, color=color, **style)
             if off.any():
                 edge = {"transform": axes.get_xaxis_transform(), "clip_on": False, "color": "black"}
-                axes.plot(x[off], np.ones(off.sum()), marker, **edge, **style)
+                height = 1 if dataset == "mnist" else 0.95
+                axes.plot(x[off], np.full(off.sum(), height), marker, **edge, **style)
                 black.append(x[off].min())
         xs = [rate * factor * shift for rate in rates]
         axes.plot(xs, [math.nan if value == math.inf else value for value in medians], color=color, zorder=1)
         axes.plot([], [], color=color, marker=marker, markersize=4, label=label)
     if black:
-        axes.text(min(black) / 1.1, 1, "off the image", ha="right", va="center", transform=axes.get_xaxis_transform())
+        where = {"ha": "right", "va": "center", "transform": axes.get_xaxis_transform()}
+        axes.text(min(black) / 1.2, 0.975, "off the image", **where)
     axes.set(xscale="log", xlabel=RATE + (" x (side / 28)²" if by_side else ""), ylabel=LABELS[tag])
     axes.xaxis.set_major_formatter("{x:g}")
     if tag == "stn/scale":
@@ -373,7 +375,7 @@ def failures(assets):
                     panel.text(1, 0.03, "0", va="center", color=BLUE, transform=panel.transAxes)
             elif np.isnan(values).all():
                 panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center", color="grey")
-        axes[-1].set_xlabel("steps since the fatal one")
+        axes[-1].set_xlabel("step")
     for panel, (name, label) in zip(panels[:, 0], names.items(), strict=True):
         panel.set_ylabel(label)
         if not name.startswith("gradient"):
@@ -518,7 +520,7 @@ def sharpness_over_scale(axes, assets):
     Filled are the points of the larger step of sharpness.csv, open those of smaller ones.
     """
     rows, limits = read_table(assets / "sharpness.csv"), set()
-    larger = max(row["step"] for row in rows)
+    smaller, larger = sorted({row["step"] for row in rows})
     for row, run in with_runs(rows, assets):
         if not sees(row) or not row["curvature"] > 0:
             continue
@@ -535,9 +537,10 @@ def sharpness_over_scale(axes, assets):
     axes.set_ylim(bottom=axes.get_ylim()[0] / 10)  # room for the legend
     axes.set_xticks(SCALES, map(str, SCALES))
     axes.minorticks_off()
-    axes.set_title("colour: learning rate; dashed: its limit, 2 / learning rate")
+    axes.set_title("colour: learning rate; dashed: SGD's limit, 2 / learning rate")
     drawn = {(line.get_marker(), line.get_markerfacecolor() == "none") for line in axes.lines}
-    names = {("o", False): "SGD", ("^", False): "Adam", ("o", True): "weights moved by a tenth of that"}
+    over = f"weights moved by {smaller:g}, not {larger:g}"
+    names = {("o", False): "SGD", ("^", False): "Adam", ("o", True): over}
     for (marker, is_open), label in names.items():
         if (marker, is_open) in drawn:
             fill = "none" if is_open else "grey"
@@ -548,26 +551,30 @@ def sharpness_over_scale(axes, assets):
 def sharpness_over_epochs(axes, assets):
     """Draws rate x curvature, over the larger step, over the epochs of the runs of SGD, with the limit at 2.
 
-    A line a run, a colour an experiment; grey are the runs that were measured in one epoch. The rate is that of
-    `rate_of_step`.
+    A line a run, a colour an experiment, open points without a line once it has failed; grey are the runs that were
+    measured in one epoch. The rate is that of `rate_of_step`.
     """
     rows, curves = read_table(assets / "sharpness.csv"), {}
     larger = max(row["step"] for row in rows)
     for row, run in with_runs(rows, assets):
         if by_sgd(run) and row["step"] == larger and row["curvature"] > 0:
+            healthy = run["failed"] is None or row["epoch"] < run["failed"]
             point = row["epoch"], rate_of_step(row, run) * row["curvature"]
-            curves.setdefault(key_of(row), []).append(point)
-    numbers = sorted({number for (number, *_), points in curves.items() if len(points) > 1})
-    for (number, *_), points in curves.items():
-        if len(points) > 1:
-            color, marker = mark(numbers.index(number))
-            style = {"linestyle": "-", "color": color, "markersize": 4}
-            axes.plot(*zip(*points, strict=True), marker, **style, label=str(number))
-        else:
-            axes.plot(*points[0], ".", color=GREY, zorder=1)
+            curves.setdefault(key_of(row), []).append((healthy, point))
+    numbers = sorted({number for (number, *_), curve in curves.items() if len(curve) > 1})
+    for (number, *_), curve in curves.items():
+        if len(curve) == 1:
+            axes.plot(*curve[0][1], ".", color=GREY, zorder=1)
+            continue
+        color, marker = mark(numbers.index(number))
+        style = {"marker": marker, "color": color, "markersize": 4, "label": str(number)}
+        for healthy, line in ((False, {"linestyle": "", "markerfacecolor": "none"}), (True, {})):
+            points = [point for state, point in curve if state == healthy]
+            if points:
+                axes.plot(*zip(*points, strict=True), **style | line)
     axes.axhline(2, color="black", linestyle="--", linewidth=1)
     axes.text(1, 2, "2", transform=axes.get_yaxis_transform(), va="center")
-    last = max(epoch for points in curves.values() for epoch, _ in points)
+    last = max(row["epoch"] for row in rows)
     axes.set(yscale="log", xlim=(0, 1.05 * last), xlabel="epoch", ylabel="learning rate x curvature")
     axes.set_ylim(bottom=axes.get_ylim()[0] / 5)  # room for the legend
     axes.set_title("the runs of SGD, by experiment")
@@ -632,47 +639,40 @@ def law(assets):
     return figure
 
 
-def draw_hand_over(axes, rows):
-    """Draws the accuracy over the steps since a solution was handed over to SGD, a line a shuffle, labelled by rate."""
-    ends = {}
-    for (rate, _), line in groupby(rows, key=lambda row: (row["rate"], row["shuffle"])):
-        line = list(line)
-        style = {"color": rate_color(rate)} if rate else {"color": "black", "linestyle": ":"}
-        axes.plot([row["step"] for row in line], column(line, "test/accuracy"), linewidth=0.7, **style)
-        ends.setdefault(rate, []).append(line[-1]["test/accuracy"])
-    medians = {rate: statistics.median(accuracies) for rate, accuracies in ends.items()}
-    in_order = sorted(medians, key=lambda rate: (-round(medians[rate]), rate))
-    places = [medians[rate] for rate in in_order]
-    for i in range(1, len(places)):
-        places[i] = min(places[i], places[i - 1] - 7)  # percent, so that labels do not overlap
-    places[-1] = max(places[-1], 0)
-    for i in range(len(places) - 2, -1, -1):
-        places[i] = max(places[i], places[i + 1] + 7)
-    for rate, place in zip(in_order, places, strict=True):
-        label, color = (f"{rate:.5f}".rstrip("0"), rate_color(rate)) if rate else ("frozen", "black")
-        axes.text(460, place, label, color=color, va="center", fontsize=7)
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_xticks((0, 1, 10, 100, 400), ("0", "1", "10", "100", "400"))
-    axes.set(xlabel="steps of SGD", ylabel=LABELS["test/accuracy"], xlim=(0, 400), ylim=(0, 100))
-
-
 def hand_over(assets):
-    """Each solution that was handed over to SGD, step by step, three in a row."""
+    """Each solution that was handed over to SGD, step by step, a line a shuffle, four solutions in a row."""
     if not (assets / "hand_over.csv").exists():
         raise MissingError("no hand_over.csv")
     titles = {key_of(run): run["title"] for run in read_study(assets)}
     rows = read_table(assets / "hand_over.csv")
     parts = [list(some) for _, some in groupby(rows, key=solution_of)]
-    lines = math.ceil(len(parts) / 3)
-    figure = Figure(figsize=(WIDTH, 2.9 * lines))
-    panels = figure.subplots(lines, 3, squeeze=False).ravel()
-    for axes in panels[len(parts) :]:
+    rates = sorted({row["rate"] for row in rows})
+    colors = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(rates)))
+    styles = {rate: {"color": color, "linewidth": 0.8} for rate, color in zip(rates, colors, strict=True)}
+    styles[0] = {"color": "black", "linewidth": 1, "linestyle": ":"}
+    lines = math.ceil(len(parts) / 4)
+    figure = Figure(figsize=(WIDTH, 2.3 * lines + 0.5))
+    panels = figure.subplots(lines, 4, sharex=True, sharey=True, squeeze=False)
+    for axes in panels.flat[len(parts) :]:
         axes.set_axis_off()
-    for axes, rows in zip(panels[: len(parts)], parts, strict=True):
-        title = wrap(f"{rows[0]['experiment']}: {titles.get(key_of(rows[0]), '')}", 28)
-        where = f"seed {rows[0]['seed']}, epoch {rows[0]['epoch']}, scale {rows[0]['stn/scale']:.2f}"
-        draw_hand_over(axes, rows)
+    for axes, some in zip(panels.flat, parts, strict=False):
+        first = some[0]
+        title = wrap(f"{first['experiment']}: {titles.get(key_of(first), '')}", 26)
+        where = f"seed {first['seed']}, epoch {first['epoch']}, scale {first['stn/scale']:.2f}"
         axes.set_title("\n".join([*title, where]))
+        for (rate, _), curve in groupby(some, key=lambda row: (row["rate"], row["shuffle"])):
+            curve = list(curve)
+            axes.plot([row["step"] for row in curve], column(curve, "test/accuracy"), **styles[rate])
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xticks((0, 1, 10, 100, 400), ("0", "1", "10", "100", "400"))
+        axes.set(xlim=(0, 400), ylim=(0, 100))
+        axes.tick_params(labelbottom=True)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(LABELS["test/accuracy"])
+    figure.supxlabel("steps of SGD", fontsize=8)
+    labels = {rate: f"{rate:.5f}".rstrip("0") if rate else "frozen" for rate in rates}
+    handles = [Line2D([], [], label=labels[rate], **styles[rate] | {"linewidth": 2}) for rate in rates]
+    figure.legend(handles=handles, loc="outside upper center", ncols=5, title=RATE)
     return figure
 
 

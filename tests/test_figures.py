@@ -133,7 +133,7 @@ def test_scale_over_the_rate_has_a_point_a_seed_and_those_off_the_image_at_the_e
     *points, (xs, medians) = lines(axes, make_figures.VERMILION)
     assert [ys for _, ys in points] == [[0.8, 0.9, 1.0], [1.2, 1.4], [1.9]]
     assert medians == pytest.approx([0.9, 1.4, np.nan], nan_ok=True)  # off the image is larger than any scale
-    assert [ys for _, ys in lines(axes, "#000000")] == [[1], [1, 1]]  # of the height of the axes
+    assert [ys for _, ys in lines(axes, "#000000")] == [[0.95], [0.95, 0.95]]  # of the height of the axes
 
     by_side = axes_of(make_figures.rates_full(assets), xlabel=f"{make_figures.RATE} x (side / 28)²")
     assert np.divide(lines(by_side, make_figures.VERMILION)[-1][0], xs) == pytest.approx((60 / 28) ** 2)
@@ -250,6 +250,20 @@ def test_runs_of_an_experiment_have_one_colour_and_one_name_and_those_measured_o
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["2", "10"]
 
 
+def test_curvatures_after_a_failure_are_open_points_without_a_line(assets):
+    collect.write_runs([run(1, history(FINE, FINE, OFF, OFF, OFF))], assets)
+    columns = (*collect.KEY, "epoch", "step", "curvature", "scale", "inside", "lr")
+    key = {"experiment": 1, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0}
+    key |= {"inside": 0.8, "scale": 0.8, "step": 0.01, "lr": 0.01, "curvature": 100}
+    collect.write_table(assets / "sharpness.csv", columns, [key | {"epoch": epoch} for epoch in (1, 2, 4, 5)])
+    axes = Figure().subplots()
+    make_figures.sharpness_over_epochs(axes, assets)
+    failed, healthy, _ = axes.lines
+    assert list(healthy.get_xdata()) == [1, 2] and healthy.get_linestyle() == "-"
+    assert list(failed.get_xdata()) == [4, 5] and failed.get_linestyle() == "None"
+    assert failed.get_markerfacecolor() == "none" != healthy.get_markerfacecolor()
+
+
 def test_the_hand_over_has_a_panel_a_solution_and_a_line_a_shuffle(assets):
     collect.write_runs([run(7, history(FINE))], assets)
     columns = (*collect.KEY, "epoch", "stn/scale", "shuffle", "rate", "step", "test/accuracy")
@@ -262,8 +276,9 @@ def test_the_hand_over_has_a_panel_a_solution_and_a_line_a_shuffle(assets):
         for step in (0, 1, 2, 5)
     ]
     collect.write_table(assets / "hand_over.csv", columns, rows)
-    *panels, empty = make_figures.hand_over(assets).axes
-    assert not empty.axison
+    figure = make_figures.hand_over(assets)
+    *panels, third, fourth = figure.axes
+    assert not third.axison and not fourth.axison
     assert [axes.get_title().split("\n")[-1] for axes in panels] == [
         "seed 0, epoch 50, scale 0.60",
         "seed 0, epoch 90, scale 0.60",
@@ -272,26 +287,14 @@ def test_the_hand_over_has_a_panel_a_solution_and_a_line_a_shuffle(assets):
         assert len(axes.lines) == 9
         assert {tuple(line.get_ydata()) for line in axes.lines} == {(start, start - 1, start - 2, start - 5)}
         assert [line.get_linestyle() for line in axes.lines] == ["-", "-", ":"] * 3  # frozen: dotted
-        labels = {text.get_text(): (text.get_color(), text.get_position()[1]) for text in axes.texts}
-        assert list(labels) == ["frozen", "0.0001", "0.01"]
-        assert [labels["0.0001"][0], labels["0.01"][0]] == [line.get_color() for line in axes.lines[:2]]
-        places = [place for _, place in labels.values()]
-        assert places == [start - 5, start - 12, start - 19]  # beside the lines' ends, not over each other
-
-
-def test_the_rates_of_lost_solutions_are_named_above_the_axis_and_not_over_each_other():
-    rows = [
-        {"rate": rate, "shuffle": 0, "step": step, "test/accuracy": 12 if step else 95}
-        for rate in (0.001, 0.003, 0.01)
-        for step in (0, 400)
-    ]
-    axes = Figure().subplots()
-    make_figures.draw_hand_over(axes, rows)
-    assert [(text.get_text(), text.get_position()[1]) for text in axes.texts] == [
-        ("0.001", 14),
-        ("0.003", 7),
-        ("0.01", 0),
-    ]
+    (legend,) = figure.legends
+    colors = {
+        text.get_text(): to_hex(line.get_color())
+        for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)
+    }
+    assert list(colors) == ["frozen", "0.0001", "0.01"] and len(set(colors.values())) == 3
+    drawn = [to_hex(line.get_color()) for line in panels[0].lines[:3]]
+    assert drawn == [colors["0.0001"], colors["0.01"], colors["frozen"]]
 
 
 def test_what_sgd_leaves_is_drawn_over_the_rate_and_over_the_rate_times_the_larger_step_s_curvature():

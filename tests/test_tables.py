@@ -226,17 +226,29 @@ def test_cures_are_ordered_by_what_their_runs_can_rule_out():
     better = curve(*[(1.0, 95.0, 0.9)] * 95, *[(1.0, 85.0, 0.9)] * 5, **{"stn/scale": 0.6, "stn/spread": 0.3})
     runs = [run(STOPPED), *(run(LASTS, 7, seed) for seed in range(3)), run(better, 8), run(STOPPED, 4)]
     runs += [run(LASTS, 10, seed) for seed in range(5)] + [run(better, 11, seed) for seed in range(3)]
+    one_map = curve(*[WELL] * 100, **{"stn/spread": 0.001})
+    runs += [run(one_map, 9, seed) for seed in range(2)] + [run(one_map, 18)]
     cells = rows(tables.cures(runs))
-    assert [(line[1], line[2]) for line in cells] == [
+    assert [(line[1], line[3]) for line in cells] == [
         ("1", "1 of 1"),
+        ("18", "0 of 1"),
         ("10", "0 of 5"),
         ("11", "0 of 3"),
         ("7", "0 of 3"),
         ("8", "0 of 1"),
+        ("9", "0 of 2, 2 with one map"),
         ("4", "1 of 1"),
     ]
-    assert cells[1][0].startswith('`{"params": model.stn.parameters(), "lr": 0.001}`')
-    assert cells[4][3:] == ["95.0", "90.0", "0.60", "0.30"]
+    assert cells[2][0].startswith('`{"params": model.stn.parameters(), "lr": 0.001}`')
+    assert cells[5][4:] == ["95.0", "90.0", "1", "0.60"]
+    assert [line[6] for line in cells[:2]] == ["-", "1"]
+
+
+def test_epochs_to_an_accuracy_are_a_median_over_all_runs():
+    curves = [curve(*[(1.0, 50.0, 0.9)] * wait, *[WELL] * 5) for wait in (1, 3, 8)]
+    never = [run(curve(*[(1.0, 50.0, 0.9)] * 10)) for _ in range(4)]
+    runs = [run(history) for history in curves]
+    assert [tables.epochs_to(90, some) for some in (runs, runs + never[:2], runs + never)] == ["4", "9", None]
 
 
 def test_other_definitions_of_failure_stand_side_by_side():
