@@ -318,16 +318,16 @@ def rates_full(assets):
 def choose_failures(deaths, runs):
     """Chooses two replays of `read_deaths`, one a kind, as {kind: steps from 60 before the fatal one to 60 after}.
 
-    They are on cluttered digits, and whole. 60 steps after the fatal one a transformer is off the image if inside is
-    under 0.02 and more than 0.02 of its hidden units are active, and has one map for all images if it is the other way
-    round. Of each kind it is one that recorded spread, if there is one, and of those the one whose run had the best
-    accuracy in the epochs before.
+    They are of runs that failed, on cluttered digits, and whole. 60 steps after the fatal one a transformer is off the
+    image if inside is under 0.02 and more than 0.02 of its hidden units are active, and has one map for all images if
+    it is the other way round. Of each kind it is one that recorded spread, if there is one, and of those the one whose
+    run had the best accuracy in the epochs before.
 
     Raises MissingError if there is none of a kind.
     """
     kinds = {"off the image": [], "one map for all images": []}
     for steps in deaths:
-        if steps[0]["dataset"] != "cluttered" or steps[0]["step"] > -60:
+        if steps[0]["dataset"] != "cluttered" or steps[0]["step"] > -60 or run_of(steps, runs)["failed"] is None:
             continue
         after = next((step for step in steps if step["step"] == 60), None)
         if after and after["inside"] < 0.02 < after["active"]:

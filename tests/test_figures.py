@@ -159,16 +159,16 @@ def replay(seed, inside, active, spread=None, epoch=4):
 
 
 def test_of_each_kind_the_failure_of_the_best_run_is_chosen_and_one_that_recorded_spread_before():
-    accuracies = {0: 60, 1: 90, 2: 80, 3: 70}  # before the failing epoch 4; after it all have more
+    accuracies = {0: 60, 1: 90, 2: 80, 3: 70, 4: 92}  # before the failing epoch 4; after it all have more
     runs = []
     for seed, accuracy in accuracies.items():
         rows = history(*[FINE] * 6)
         rows = [row | {"test/accuracy": accuracy if row["epoch"] < 4 else 95 + seed} for row in rows]
-        runs.append(run(1, rows, seed=seed))
+        runs.append(run(1, rows, seed=seed) | {"failed": None if seed == 4 else 4})
     off = [replay(seed, 0.01, 0.3) for seed in (0, 1, 2)]
     one_map = [replay(0, 0.7, 0.0), replay(3, 0.7, 0.01)]
     neither = [replay(1, 0.01, 0.01), replay(1, 0.7, 0.3), replay(1, 0.01, 0.3)[:215], replay(1, 0.01, 0.3, 0.2)[150:]]
-    neither.append([step | {"dataset": "mnist"} for step in replay(1, 0.01, 0.3, 0.2)])
+    neither += [[step | {"dataset": "mnist"} for step in replay(1, 0.01, 0.3, 0.2)], replay(4, 0.01, 0.3, 0.2)]
 
     chosen = make_figures.choose_failures([*off, *one_map, *neither], runs)
     assert {kind: steps[0]["seed"] for kind, steps in chosen.items()} == {

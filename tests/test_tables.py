@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
-from common import TAGS, RunError, summarize
+from common import TAGS, RunError, failed, summarize
 
 sys.path.insert(0, str(ROOT / "assets"))
 import collect  # noqa: E402
@@ -354,6 +354,8 @@ def test_the_fatal_step_is_ranked_before_step_0_and_before_the_largest_drop():
         tables.fatal_step_count([*runs, run(LOSES)], [steps, inactive, replay(*[(0.0, 0.3, 2.0)] * 3, seed=0)])
     )
     assert counts[0] == ["old, exploratory", "yes", "1", "1", "1"] and counts[2] == ["new", "yes", "2", "1", "2"]
+    came_back = tables.fatal_step_count([runs[0], run(LASTS, 8, 4)], [steps, inactive])
+    assert rows(came_back)[2] == ["new", "yes", "1", "0", "1"]  # that of a run that did not fail is not counted
     with pytest.raises(RunError, match="a replay of experiment 8, dataset cluttered, seed 4, but runs.csv no such run"):
         tables.fatal_step(runs[:1], [inactive])
 
@@ -464,7 +466,8 @@ def test_every_committed_run_is_in_the_tables(committed):
     assert len(rows(committed["all_results"])) == len(tables.group(runs))
     assert sum(int(line[-1]) for line in rows(committed["machines"])) == len(runs)
     assert len(rows(committed["fatal_step"])) == len(tables.read_deaths(tables.ASSETS))
-    assert sum(int(line[2]) for line in rows(committed["fatal_step_count"])) == len(rows(committed["fatal_step"]))
+    fell = [steps for steps in tables.read_deaths(tables.ASSETS) if failed(tables.run_of(steps, runs)["history"])]
+    assert sum(int(line[2]) for line in rows(committed["fatal_step_count"])) == len(fell)
 
 
 def test_a_new_run_in_the_csv_files_is_in_the_tables_with_no_other_change(tmp_path):
