@@ -729,16 +729,30 @@ def curvatures(solution, sharpness):
     return {row["step"]: row["curvature"] for row in sharpness if solution_of(row) == where}
 
 
+def loses_at(first, left, lowest):
+    """At which rate of the localization net SGD loses a solution of `solutions`, by two readings; None for at none.
+
+    The smallest that does not keep it, and the smallest at which the median shuffle's lowest accuracy on the way is
+    under 50 %.
+    """
+    enough = first["test/accuracy"] - KEPT
+    lost = [rate for (_, rate), accuracies in left.items() if rate and min(accuracies) <= enough]
+    falls = [rate for (_, rate), accuracies in lowest.items() if rate and median(accuracies) < 50]
+    return dict(zip(READINGS, (min(lost, default=None), min(falls, default=None)), strict=True))
+
+
+READINGS = "smallest that does not keep it", "smallest at which most shuffles fall under 50 % on the way"
+
+
 def hand_over(rows, sharpness):
     """What is left of each solution after the last step of SGD, at each rate, and the largest rate that keeps it.
 
-    Beside it the smallest that does not, the smallest at which the median shuffle's lowest accuracy on the way is under
-    50 %, and 2 / curvature, the rate that the law foretells, over each of the steps of sharpness.csv.
+    Beside it the rates of `loses_at`, and 2 / curvature, the rate that the law foretells, over each of the steps of
+    sharpness.csv.
     """
     rates = sorted({(row["classifier_rate"], row["rate"]) for row in rows})
     heads = [f"{rate:.5f}".rstrip("0") if rate else "frozen" for _, rate in rates]
-    columns = ["solution", "scale", "accuracy, %", *heads, "largest rate that keeps it", "smallest that does not"]
-    columns.append("smallest at which most shuffles fall under 50 % on the way")
+    columns = ["solution", "scale", "accuracy, %", *heads, "largest rate that keeps it", *READINGS]
     widths = sorted({row["step"] for row in sharpness})
     columns += [f"2 / curvature over {width}" for width in widths]
     lines = []
@@ -746,14 +760,46 @@ def hand_over(rows, sharpness):
         cells = [f"{name(first)}, epoch {first['epoch']}", f"{first['stn/scale']:.2f}", f"{first['test/accuracy']:.1f}"]
         cells += [middle_and_range(left.get(rate, []), 0) for rate in rates]
         enough = first["test/accuracy"] - KEPT
-        kept = {rate: min(accuracies) > enough for (_, rate), accuracies in left.items() if rate}
-        cells.append(max((rate for rate in kept if kept[rate]), default=None))
-        cells.append(min((rate for rate in kept if not kept[rate]), default=None))
-        falls = [rate for (_, rate), accuracies in lowest.items() if rate and median(accuracies) < 50]
-        cells.append(min(falls, default=None))
+        kept = [rate for (_, rate), accuracies in left.items() if rate and min(accuracies) > enough]
+        cells += [max(kept, default=None), *loses_at(first, left, lowest).values()]
         found = curvatures(first, sharpness)
         lines.append(cells + [f"{2 / found[width]:.2g}" if width in found else None for width in widths])
     return markdown(columns, lines)
+
+
+HANDED_OVER_FIRST = {(7, 3), (16, 0), (10, 0)}  # experiment and seed: the second reading comes from them
+
+
+def hand_over_order(runs, rows, sharpness):
+    """Are sharper solutions lost at smaller rates, and how near to 2 / curvature?
+
+    By both readings of `loses_at`, over each of the steps of sharpness.csv: Kendall's tau-b of that rate and of
+    2 / curvature, its p, a rough one since there are ties, and the largest factor between the two.
+    """
+    optimizers = {key_of(run): run["optimizer"] for run in runs}
+    widths = sorted({row["step"] for row in sharpness})
+    known = []
+    for first, *found in solutions(rows):
+        groups = {"all", "of " + optimizers.get(key_of(first), "").partition("(")[0]}
+        groups |= set() if (first["experiment"], first["seed"]) in HANDED_OVER_FIRST else {"handed over later"}
+        known.append((groups, loses_at(first, *found), curvatures(first, sharpness)))
+    lines = []
+    for reading in READINGS:
+        for group_name in ("all", "of Adam", "handed over later"):
+            some = [(lost[reading], found) for groups, lost, found in known if group_name in groups]
+            cells = [reading, group_name, len(some)]
+            for width in widths:
+                pairs = [(rate, 2 / found[width]) for rate, found in some if rate and found]
+                if len(pairs) > 2:
+                    tau, p = stats.kendalltau(*zip(*pairs, strict=True))
+                    factor = max(max(rate / limit, limit / rate) for rate, limit in pairs)
+                    order = "-" if math.isnan(tau) else f"{tau:.2f}, p = {p:.2g}"
+                    cells += [order, f"{factor:.1f}"]
+                else:
+                    cells += [None, None]
+            lines.append(cells)
+    heads = [[f"order, over {width}: tau", "largest factor"] for width in widths]
+    return markdown(["rate", "solutions", "number", *sum(heads, [])], lines)
 
 
 def sees(row):
@@ -822,6 +868,7 @@ def make_tables(assets=ASSETS):
     tables |= {function.__name__: function(runs, deaths) for function in (fatal_step, fatal_step_count)}
     sharpness = read_optional(assets / "sharpness.csv")
     tables["hand_over"] = hand_over(read_optional(assets / "hand_over.csv"), sharpness)
+    tables["hand_over_order"] = hand_over_order(runs, read_optional(assets / "hand_over.csv"), sharpness)
     tables["curvature_by_rate"] = curvature_by_rate(runs, sharpness)
     tables["smoothing"] = smoothing(read_optional(assets / "smoothing.csv"))
     return tables | {"published": published(runs, read_published(assets))}

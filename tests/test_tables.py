@@ -412,6 +412,27 @@ def test_a_solution_is_kept_where_no_shuffle_loses_over_five_points():
     assert [line[-2:] for line in rows(tables.hand_over(handed, sharpness))] == [["0.002", "0.02"], ["-", "0.22"]]
 
 
+def test_the_order_of_solutions_by_the_rate_that_loses_them_is_compared_with_that_by_curvature():
+    rates, handed, sharpness = (0.001, 0.01, 0.1), [], []
+    solutions = [(7, 3, 0.001, 3000), (16, 2, 0.01, 100), (3, 1, 0.01, 250), (3, 2, 0.1, 10), (10, 1, 0.1, 40)]
+    for experiment, seed, lost_at, curvature in solutions:
+        solution = SOLUTION | {"experiment": experiment, "seed": seed, "epoch": 20}
+        for rate in rates:
+            row = solution | {"classifier_rate": 0.001, "rate": rate, "shuffle": 0, "stn/scale": 0.6}
+            # it falls at lost_at and comes back, but not from a rate ten times that
+            ends = [(0, 90), (5, 30 if rate >= lost_at else 90), (400, 30 if rate >= 10 * lost_at else 90)]
+            handed += [row | {"step": step, "test/accuracy": accuracy} for step, accuracy in ends]
+        sharpness.append(solution | {"step": 0.01, "curvature": curvature})
+    runs = [run(LASTS, number, seed, optimizer="Adam(lr=0.0001)") for number, seed, *_ in solutions[:4]]
+    runs.append(run(LASTS, 10, 1))
+    all_lost, adam_lost, later_lost, *falls = rows(tables.hand_over_order(runs, handed, sharpness))
+    assert all_lost == ["smallest that does not keep it", "all", "5", "0.82, p = 0.22", "15.0"]
+    assert adam_lost[1:3] == ["of Adam", "4"] and later_lost[1:3] == ["handed over later", "4"]
+    taus = [stats.kendalltau(*pairs) for pairs in ([(1, 2, 2, 3, 3), (1, 3, 2, 5, 4)], [(1, 2, 2, 3), (1, 3, 2, 4)])]
+    assert [line[3] for line in falls[:2]] == [f"{tau:.2f}, p = {p:.2g}" for tau, p in taus]
+    assert [line[4] for line in falls] == ["2.0", "2.0", "2.0"]
+
+
 def test_the_gradient_s_spread_is_compared_with_that_of_the_change_over_a_pixel():
     pairs = {0: [(2, 1), (-2, -1), (6, 3)], 1: [(1, 1), (2, -1), (3, 1)]}
     shifted = [
