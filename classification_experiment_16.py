@@ -1,7 +1,7 @@
 """Experiment 16: with input normalization, images smoothed before they are sampled, Adam instead of SGD.
 
 Experiment 15 with the optimizer that lasts: how good does this network get?
-Seen: all seeds so far last and zoom in, half a point to a point under those of experiment 7 at best.
+Seen: all three seeds last and zoom in, half a point to a point under those of experiment 7 at best.
 """
 
 import torch
