@@ -729,19 +729,19 @@ def curvatures(solution, sharpness):
     return {row["step"]: row["curvature"] for row in sharpness if solution_of(row) == where}
 
 
-def loses_at(first, left, lowest):
-    """At which rate of the localization net SGD loses a solution of `solutions`, by two readings; None for at none.
+READINGS = "smallest that does not keep it", "smallest at which most shuffles fall under 50 % on the way"
 
-    The smallest that does not keep it, and the smallest at which the median shuffle's lowest accuracy on the way is
-    under 50 %.
+
+def loses_at(first, left, lowest):
+    """Returns {reading: rate of the localization net at which SGD loses a solution of `solutions`, or None}.
+
+    The readings: the smallest rate that does not keep it, and the smallest at which the median shuffle's lowest
+    accuracy on the way is under 50 %.
     """
     enough = first["test/accuracy"] - KEPT
     lost = [rate for (_, rate), accuracies in left.items() if rate and min(accuracies) <= enough]
     falls = [rate for (_, rate), accuracies in lowest.items() if rate and median(accuracies) < 50]
     return dict(zip(READINGS, (min(lost, default=None), min(falls, default=None)), strict=True))
-
-
-READINGS = "smallest that does not keep it", "smallest at which most shuffles fall under 50 % on the way"
 
 
 def hand_over(rows, sharpness):
@@ -780,8 +780,9 @@ def hand_over_order(runs, rows, sharpness):
     widths = sorted({row["step"] for row in sharpness})
     known = []
     for first, *found in solutions(rows):
-        groups = {"all", "of " + optimizers.get(key_of(first), "").partition("(")[0]}
-        groups |= set() if (first["experiment"], first["seed"]) in HANDED_OVER_FIRST else {"handed over later"}
+        groups = ["all", "of " + optimizers.get(key_of(first), "").partition("(")[0]]
+        if (first["experiment"], first["seed"]) not in HANDED_OVER_FIRST:
+            groups.append("handed over later")
         known.append((groups, loses_at(first, *found), curvatures(first, sharpness)))
     lines = []
     for reading in READINGS:
