@@ -5,7 +5,6 @@
 Figures are 8.5 inches wide at 200 dots an inch, so that at half size their letters are those of a page.
 """
 
-import csv
 import io
 import math
 import statistics
@@ -27,17 +26,17 @@ from PIL import Image
 ASSETS = Path(__file__).parent
 sys.path[:0] = [str(ASSETS), str(ASSETS.parent)]
 from collect import key_of, read_runs, read_table, solution_of  # noqa: E402
-from tables import (  # noqa: E402
+from study import (  # noqa: E402
     ONE_MAP,
     best_before,
     curvatures,
-    make_tables,
     read_deaths,
+    read_published,
     run_of,
     sees,
     solutions,
-    with_tables,
 )
+from tables import make_tables, with_tables  # noqa: E402
 
 from common import CANVAS, RunError, collapsed, lost_solution, outlines, write  # noqa: E402
 
@@ -89,17 +88,6 @@ class MissingError(Exception):
 def read_study(assets):
     """The runs of `collect.read_runs` on all images of the full digits."""
     return [run for run in read_runs(assets) if (run["digits"], run["limit"]) == ("full", 60000)]
-
-
-def read_published(assets):
-    """Returns {experiment: history} of the published runs, with test accuracy and test loss."""
-    published = {}
-    with open(assets / "published_runs.csv", newline="") as file:
-        for row in csv.DictReader(file):
-            figures = {"test/accuracy": float(row["test_accuracy_percent"]), "test/loss": float(row["test_loss"])}
-            history = published.setdefault(int(row["experiment"].rpartition("_")[2]), [])
-            history.append({"epoch": int(row["epoch"])} | figures)
-    return published
 
 
 def by_experiment(runs):
@@ -584,7 +572,7 @@ def sharpness_over_epochs(axes, assets):
 def left_over_the_rate(axes, handed_over, sharpness=None):
     """Draws what SGD leaves of solutions over its rate, a point a shuffle, a line through the medians of a solution.
 
-    `handed_over` is what `tables.solutions` yields, `sharpness` the rows of sharpness.csv: with it the solutions that
+    `handed_over` is what `study.solutions` yields, `sharpness` the rows of sharpness.csv: with it the solutions that
     it has, over rate x curvature, that over the larger step.
     """
     numbers = sorted({first["experiment"] for first, *_ in handed_over})
@@ -606,7 +594,7 @@ def left_over_the_rate(axes, handed_over, sharpness=None):
 
 
 def read_law(assets):
-    """The rows of sharpness.csv, and what `tables.solutions` yields of hand_over.csv. Raises MissingError."""
+    """The rows of sharpness.csv, and what `study.solutions` yields of hand_over.csv. Raises MissingError."""
     for name in ("sharpness.csv", "hand_over.csv"):
         if not (assets / name).exists():
             raise MissingError(f"no {name}")

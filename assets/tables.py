@@ -1,10 +1,9 @@
 """The tables that stand between markers in the two README.md, computed from the CSV files here, for make_figures.py."""
 
-import csv
 import math
 import re
 import sys
-from itertools import combinations, groupby, pairwise
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
@@ -14,179 +13,16 @@ from scipy import stats
 
 ASSETS = Path(__file__).parent
 sys.path[:0] = [str(ASSETS.parent), str(ASSETS)]
-from collect import KEY, SETTINGS, key_of, order, read_runs, read_table, solution_of  # noqa: E402
+import study  # noqa: E402
+from collect import key_of, read_runs, read_table, solution_of  # noqa: E402
 
 from common import CANVAS, RunError, collapsed, failed, lost_solution  # noqa: E402
 
-PLAIN_SGD, PLAIN_ADAM = "SGD(lr=0.01)", "Adam(lr=0.0001)"  # one learning rate for all, as collect.py has them
-ONE_MAP = 0.01  # spread under which the regions' centres are one place for all images
 DEFINITIONS = {  # of a failure: the one that is used, and the others that a claim has to hold under
     "inside 0.05, loss 1.5": {},
     "inside 0.01, loss 1.5": {"bound": 0.01},
     "inside 0.05, loss 2": {"factor": 2},
 }
-
-# -------------------------------------------------------------------------------------------------------------- reading
-
-
-def read_deaths(assets):
-    """Returns the replays of deaths.csv, a list of the steps of each, dicts of its columns."""
-    path = assets / "deaths.csv"
-    rows = [{"variant": None} | row for row in read_table(path)] if path.exists() else []
-    rows = [row | {"dataset": row.get("dataset") or "cluttered"} for row in rows]
-    names = ("experiment", "variant", "dataset", "seed", "epoch")
-    return [list(steps) for _, steps in groupby(rows, key=lambda row: [row[name] for name in names])]
-
-
-def read_published(assets):
-    """Returns {experiment: test accuracies in percent, epoch by epoch} of the document's published runs."""
-    published = {}
-    with open(assets / "published_runs.csv", newline="") as file:
-        for row in csv.DictReader(file):
-            number = int(row["experiment"].rpartition("_")[2])
-            published.setdefault(number, []).append(float(row["test_accuracy_percent"]))
-    return published
-
-
-def group(runs):
-    """Returns the runs as lists, those that differ by their seed alone in one, in order."""
-    return [list(seeds) for _, seeds in groupby(sorted(runs, key=order), key=lambda run: key_of(run)[:-1])]
-
-
-def standard(runs):
-    """The runs on all cluttered canvases of the full digits: what experiments are compared by."""
-    return [run for run in runs if (run["dataset"], run["digits"], run["limit"]) == ("cluttered", "full", 60000)]
-
-
-def of(number, runs):
-    return [run for run in standard(runs) if run["experiment"] == number]
-
-
-def plain(optimizer, runs):
-    """The standard runs with that optimizer and nothing else changed but the normalization and the fill."""
-    nothing = (optimizer, "SpatialTransformer", None)
-    return [r for r in standard(runs) if (r["optimizer"], r["transformer"], r["max_grad_norm"]) == nothing]
-
-
-def explored(run):
-    """Whether it is one of the SGD runs that the questions came from: they cannot answer them as well."""
-    return run["experiment"] in (1, 2, 4, 5, 6) and run["seed"] <= 3
-
-
-# --------------------------------------------------------------------------------------------------------------- events
-
-
-def stopped(run):
-    """Whether a run ended before its last epoch: what it would have come to is not known."""
-    return len(run["history"]) < run["epochs"]
-
-
-def best(history):
-    """The row of the highest test accuracy."""
-    return max(history, key=lambda row: row["test/accuracy"])
-
-
-def reaches(history, accuracy):
-    """First epoch with that test accuracy in percent, or None."""
-    return next((row["epoch"] for row in history if row["test/accuracy"] >= accuracy), None)
-
-
-def collapsed_epochs(history):
-    """The epochs in which a run is collapsed: it may come back."""
-    return [row["epoch"] for row in history if collapsed([row])]
-
-
-def spells(history):
-    """When a run is collapsed: "31" from there to its end, "4 to 26 and 28" where it came back."""
-    ends = []
-    for epoch in collapsed_epochs(history):
-        if ends and ends[-1][1] == epoch - 1:
-            ends[-1][1] = epoch
-        else:
-            ends.append([epoch, epoch])
-    return " and ".join(str(first) + f" to {last}" * (last < len(history)) for first, last in ends)
-
-
-def still_from(history):
-    """First epoch from which on scale and inside are the same to the run's end, or None if for under three epochs."""
-    seen = [(row["stn/scale"], row["stn/inside"]) for row in history]
-    first = next(i for i in range(len(seen)) if set(seen[i:]) == {seen[-1]})
-    return first + 1 if len(seen) - first >= 3 else None
-
-
-def one_class_from(accuracies):
-    """First epoch from which on the accuracy rounds to 11.3 or 11.4 %, that of naming one class, to the end, or None.
-
-    For the published runs, which did not record `inside`.
-    """
-    last = max((i for i, accuracy in enumerate(accuracies, start=1) if not 11.25 <= accuracy < 11.45), default=0)
-    return last + 1 if last < len(accuracies) else None
-
-
-def count_failed(runs, **definition):
-    return sum(failed(run["history"], **definition) is not None for run in runs)
-
-
-def failure_times(runs, **definition):
-    """Returns (epoch, True) for a run that failed in it, (last epoch, False) for one that had not by then."""
-    epochs = [(failed(run["history"], **definition), len(run["history"])) for run in runs]
-    return [(last, False) if epoch is None else (epoch, True) for epoch, last in epochs]
-
-
-# ----------------------------------------------------------------------------------------------------------- statistics
-
-
-def log_rank(first, second):
-    """Compares the times to failure of two groups, lists of (epoch, whether it failed then).
-
-    Returns each run's log-rank score, those of the first group first; the first group's failures less those expected if
-    both failed alike, O - E, which is the sum of its scores; and the hypergeometric variance V of that. A score is 1
-    for a failure less the hazard up to then (Nelson and Aalen's, of both groups): Peto and Peto, Asymptotically
-    Efficient Rank Invariant Test Procedures, J. R. Statist. Soc. A 135, 1972.
-    """
-    times = [*first, *second]
-    hazards, variance = {}, 0
-    for epoch in sorted({epoch for epoch, event in times if event}):
-        at_risk, mine = (sum(time >= epoch for time, _ in some) for some in (times, first))
-        events, share = times.count((epoch, True)), mine / at_risk
-        hazards[epoch] = events / at_risk
-        variance += events * share * (1 - share) * (at_risk - events) / max(at_risk - 1, 1)
-    scores = [event - sum(hazards[epoch] for epoch in hazards if epoch <= time) for time, event in times]
-    return scores, sum(scores[: len(first)]), variance
-
-
-def compare_times(strata, **definition):
-    """Compares the times to failure of two groups of runs within strata, a list of (runs of one, runs of the other).
-
-    Returns the exact two-sided p and Peto's hazard ratio, one over other, with its 95 % interval, (ratio, low, high).
-    p is the share of all ways to deal the runs of each stratum to its two groups whose O - E, summed over the strata,
-    is as far from 0 as the one seen. Log-rank scores and no others, because theirs is the test that goes with the
-    ratio exp((O - E) / V): p and interval then speak of the same number. The interval is the usual approximation,
-    exp((O - E) / V +- 1.96 / sqrt(V)), and a rough one for so few runs: where the two disagree, p counts.
-    """
-    sums, distance, variance = np.zeros(1), 0, 0
-    for one, other in strata:
-        scores, excess, v = log_rank(failure_times(one, **definition), failure_times(other, **definition))
-        dealt = [sum(some) for some in combinations(scores, len(one))]
-        sums, distance, variance = np.add.outer(sums, dealt).ravel(), distance + excess, variance + v
-    p = float((abs(sums) >= abs(distance) - 1e-9).mean())
-    if variance == 0:
-        return p, (math.nan, 0, math.inf)  # nothing failed, or nothing is left to compare with
-    middle, width = distance / variance, 1.96 / math.sqrt(variance)
-    return p, tuple(math.exp(value) for value in (middle, middle - width, middle + width))
-
-
-def interval(count, total):
-    """Clopper and Pearson's exact 95 % interval of a fraction."""
-    return tuple(stats.binomtest(count, total).proportion_ci(0.95, method="exact"))
-
-
-def fisher(one, other, **definition):
-    """Fisher's exact two-sided p that as many of one group of runs fail as of another."""
-    counts = [count_failed(runs, **definition) for runs in (one, other)]
-    table = [[count, len(runs) - count] for count, runs in zip(counts, (one, other), strict=True)]
-    return stats.fisher_exact(table).pvalue
-
 
 # ---------------------------------------------------------------------------------------------------------------- cells
 
@@ -215,6 +51,17 @@ def in_turn(values):
     return ", ".join("-" if value is None else str(value) for value in values)
 
 
+def spells(history):
+    """When a run is collapsed: "31" from there to its end, "4 to 26 and 28" where it came back."""
+    ends = []
+    for epoch in study.collapsed_epochs(history):
+        if ends and ends[-1][1] == epoch - 1:
+            ends[-1][1] = epoch
+        else:
+            ends.append([epoch, epoch])
+    return " and ".join(str(first) + f" to {last}" * (last < len(history)) for first, last in ends)
+
+
 def where(run):
     """What is not the default in a run's data."""
     parts = ["plain digits"] * (run["dataset"] == "mnist") + ["embedded digits"] * (run["digits"] == "embedded")
@@ -238,11 +85,11 @@ def rates_of(optimizer):
 
 
 def k_of_n(runs, **definition):
-    return f"{count_failed(runs, **definition)} of {len(runs)}"
+    return f"{study.count_failed(runs, **definition)} of {len(runs)}"
 
 
 def k_of_n_and_interval(runs):
-    low, high = interval(count_failed(runs), len(runs))
+    low, high = study.interval(study.count_failed(runs), len(runs))
     return f"{k_of_n(runs)} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
@@ -253,19 +100,19 @@ def failure(run):
         cell = "-"
     else:
         cell = f"{epoch} " + "c" * (collapsed(history) == epoch) + "l" * (lost_solution(history) == epoch)
-    return cell + "†" * stopped(run)
+    return cell + "†" * study.stopped(run)
 
 
 def best_accuracies(runs):
-    return [best(run["history"])["test/accuracy"] for run in runs]
+    return [study.best(run["history"])["test/accuracy"] for run in runs]
 
 
 def at_best(runs, tag):
-    return [best(run["history"])[tag] for run in runs]
+    return [study.best(run["history"])[tag] for run in runs]
 
 
 def at_end(runs, tag):
-    return [run["history"][-1][tag] for run in runs if not stopped(run)]
+    return [run["history"][-1][tag] for run in runs if not study.stopped(run)]
 
 
 def healthy_scale(run):
@@ -276,7 +123,7 @@ def healthy_scale(run):
 
 def over_last_10(runs):
     """The median test accuracy of each run's last 10 epochs; runs that were stopped early are left out."""
-    return [median(row["test/accuracy"] for row in run["history"][-10:]) for run in runs if not stopped(run)]
+    return [median(row["test/accuracy"] for row in run["history"][-10:]) for run in runs if not study.stopped(run)]
 
 
 # ---------------------------------------------------------------------------------------------- tables of what happened
@@ -286,7 +133,7 @@ def results(runs):
     """Every experiment in a row; those of variants have tables of their own."""
     columns = ["experiment", "mean", "std", "fill", "optimizer", "epochs", "runs failed"]
     rows = []
-    for seeds in group(run for run in runs if run["variant"] is None):
+    for seeds in study.group(run for run in runs if run["variant"] is None):
         mean, std, fill = (seeds[0][setting] for setting in ("mean", "std", "fill"))
         black = fill != 0 and math.isclose(fill, -mean / std)
         cells = [label(seeds[0]), mean, std, "black" if black else f"{fill:.4g}", rates_of(seeds[0]["optimizer"])]
@@ -305,19 +152,20 @@ def all_results(runs):
     columns += ["scale in epochs over 80 %", "scale at the best epoch", "at the end"]
     columns += ["spread at the best epoch", "at the end", "epochs to 80 %", "to 90 %"]
     rows = []
-    for seeds in group(runs):
+    for seeds in study.group(runs):
         cells = [label(seeds[0]), k_of_n_and_interval(seeds), in_turn(map(failure, seeds))]
         cells += [middle_and_range(best_accuracies(seeds)), middle_and_range(over_last_10(seeds))]
         cells.append(middle_and_range(map(healthy_scale, seeds)))
         for tag in ("stn/scale", "stn/spread"):
             cells += [middle_and_range(at_best(seeds, tag)), middle_and_range(at_end(seeds, tag))]
-        rows.append(cells + [in_turn(reaches(run["history"], accuracy) for run in seeds) for accuracy in (80, 90)])
+        cells += [in_turn(study.reaches(run["history"], accuracy) for run in seeds) for accuracy in (80, 90)]
+        rows.append(cells)
     return markdown(columns, rows)
 
 
 def lasted(runs):
     """The runs, of 40 epochs or more, that did not fail."""
-    return [r for r in runs if failed(r["history"]) is None and not stopped(r) and len(r["history"]) >= 40]
+    return [r for r in runs if failed(r["history"]) is None and not study.stopped(r) and len(r["history"]) >= 40]
 
 
 def early_and_late(run):
@@ -329,7 +177,7 @@ def early_and_late(run):
 def drift(runs):
     """Whether the transformers of the runs that lasted zoom in or out after the first 30 epochs."""
     rows = []
-    for seeds in group(lasted(runs)):
+    for seeds in study.group(lasted(runs)):
         early, late = zip(*map(early_and_late, seeds), strict=True)
         changes = [end - start for start, end in zip(early, late, strict=True)]
         rows.append([label(seeds[0]), len(seeds), *(middle_and_range(some) for some in (early, late, changes))])
@@ -346,16 +194,16 @@ def drift_test(runs):
     The runs of `drift` on cluttered digits, but for those that end with one map for all images; p by Mann and Whitney's
     exact test, two-sided. Experiments 12 and 14, at 0.01 for a part of the weights or of the steps, are in no group.
     """
-    some = [run for run in lasted(standard(runs)) if run["experiment"] not in (12, 14)]
+    some = [run for run in lasted(study.standard(runs)) if run["experiment"] not in (12, 14)]
     spreads = [run["history"][-1]["stn/spread"] for run in some]
-    some = [run for run, spread in zip(some, spreads, strict=True) if spread is None or spread >= ONE_MAP]
+    some = [run for run, spread in zip(some, spreads, strict=True) if spread is None or spread >= study.ONE_MAP]
     rows = []
     for old in (True, False):
         changes = {True: [], False: []}
         for run in some:
             if (run["seed"] < DRIFT_SEEN.get(run["experiment"], 0)) == old:
                 early, late = early_and_late(run)
-                full_steps = run["optimizer"] == PLAIN_SGD and run["max_grad_norm"] is None
+                full_steps = run["optimizer"] == study.PLAIN_SGD and run["max_grad_norm"] is None
                 changes[full_steps].append(late - early)
         cells = ["old, exploratory" if old else "new"]
         for some_changes in changes.values():
@@ -372,15 +220,15 @@ def afterwards(runs):
     columns += ["best accuracy before, %", "after, %", "over the last 10 epochs, %"]
     rows = []
     for run in runs:
-        history, spell = run["history"], collapsed_epochs(run["history"])
-        if not spell or stopped(run):
+        history, spell = run["history"], study.collapsed_epochs(run["history"])
+        if not spell or study.stopped(run):
             continue
         inside = [history[epoch - 1]["stn/inside"] for epoch in spell]
         bounds = dict.fromkeys(f"{bound:.1g}" for bound in (min(inside), max(inside)))
         before = history[: spell[0] - 1]
         after = [row for row in history[spell[0] :] if row["epoch"] not in spell]
-        cells = [name(run), spells(history), " to ".join(bounds), still_from(history)]
-        cells += [f"{best(rows)['test/accuracy']:.2f}" if rows else None for rows in (before, after)]
+        cells = [name(run), spells(history), " to ".join(bounds), study.still_from(history)]
+        cells += [f"{study.best(rows)['test/accuracy']:.2f}" if rows else None for rows in (before, after)]
         rows.append([*cells, middle(over_last_10([run]))])
     return markdown(columns, rows)
 
@@ -390,9 +238,10 @@ def published(runs, theirs):
     columns = ["experiment", "theirs: best accuracy, %", "theirs: failed in epoch"]
     columns += ["ours: best accuracy, %", "ours: runs failed", "ours: failed in epoch, each seed"]
     rows = []
-    for number, accuracies in sorted(theirs.items()):
-        if ours := of(number, runs):
-            cells = [label(ours[0]), f"{max(accuracies):.2f}", one_class_from(accuracies)]
+    for number, history in sorted(theirs.items()):
+        if ours := study.of(number, runs):
+            accuracy = study.best(history)["test/accuracy"]
+            cells = [label(ours[0]), f"{accuracy:.2f}", study.one_class_from(history)]
             cells += [middle_and_range(best_accuracies(ours)), k_of_n(ours), in_turn(map(failure, ours))]
             rows.append(cells)
     return markdown(columns, rows)
@@ -427,12 +276,12 @@ BASELINES = (1, 18)  # what a cure is to be better than
 def ends_with_one_map(run):
     """Whether a run did not fail, as failing is defined, but ends with one map for all images."""
     spread = run["history"][-1]["stn/spread"]
-    return failed(run["history"]) is None and spread is not None and spread < ONE_MAP
+    return failed(run["history"]) is None and spread is not None and spread < study.ONE_MAP
 
 
 def epochs_to(accuracy, runs):
     """The median of the first epochs with that test accuracy in percent, or None if half of the runs never have it."""
-    middle_epoch = median(reaches(run["history"], accuracy) or math.inf for run in runs)
+    middle_epoch = median(study.reaches(run["history"], accuracy) or math.inf for run in runs)
     return None if middle_epoch == math.inf else f"{middle_epoch:.0f}"
 
 
@@ -441,7 +290,7 @@ def cures(runs):
     one map for all images, then by accuracy."""
     rows = []
     for number, text in CURES.items():
-        seeds = of(number, runs)
+        seeds = study.of(number, runs)
         if not seeds:
             continue
         place = BASELINES.index(number) if number in BASELINES else len(BASELINES)
@@ -450,7 +299,7 @@ def cures(runs):
         cells.append(k_of_n(seeds) + f", {one_map} with one map" * (one_map > 0))
         cells += [middle_and_range(best_accuracies(seeds), 1), middle_and_range(over_last_10(seeds), 1)]
         cells += [epochs_to(90, seeds), middle(at_best(seeds, "stn/scale"))]
-        bad = interval(count_failed(seeds) + one_map, len(seeds))[1]
+        bad = study.interval(study.count_failed(seeds) + one_map, len(seeds))[1]
         rows.append(((place, bad, -median(best_accuracies(seeds))), cells))
     columns = ["in your code", "experiment", "epochs", "runs failed", "best accuracy, %", "over the last 10 epochs, %"]
     return markdown([*columns, "epochs to 90 %", "scale"], [cells for _, cells in sorted(rows, key=itemgetter(0))])
@@ -458,11 +307,11 @@ def cures(runs):
 
 def robustness(runs):
     """Which runs fail under other bounds of inside and other factors of the loss than those that were fixed."""
-    sgd, adam = plain(PLAIN_SGD, runs), plain(PLAIN_ADAM, runs)
-    sides = [(label(seeds[0]), seeds) for seeds in group(run for run in runs if run["variant"] is None)]
+    sgd, adam = study.plain(study.PLAIN_SGD, runs), study.plain(study.PLAIN_ADAM, runs)
+    sides = [(label(seeds[0]), seeds) for seeds in study.group(run for run in runs if run["variant"] is None)]
     sides += [("**all with SGD at 0.01 alone**", sgd), ("**all with Adam at 0.0001 alone**", adam)]
     rows = [[text, *(k_of_n(seeds, **how) for how in DEFINITIONS.values())] for text, seeds in sides]
-    p = [f"{fisher(sgd, adam, **how):.2g}" for how in DEFINITIONS.values()]
+    p = [f"{study.fisher(sgd, adam, **how):.2g}" for how in DEFINITIONS.values()]
     return markdown(["experiment", *DEFINITIONS], [*rows, ["Fisher's exact p of the two", *p]])
 
 
@@ -477,12 +326,12 @@ def tests(runs):
     """Normalization's parts and the frame: hazard ratio with its 95 % interval, and the exact p of `compare_times`."""
     rows = []
     for factor, strata in FACTORS.items():
-        groups = [tuple(of(number, runs) for number in pair) for pair in strata]
+        groups = [tuple(study.of(number, runs) for number in pair) for pair in strata]
         if not all(one and other for one, other in groups):
             continue
         cells = [factor, " and ".join(f"{one} against {other}" for one, other in strata)]
         for definition in DEFINITIONS.values():
-            p, (ratio, low, high) = compare_times(groups, **definition)
+            p, (ratio, low, high) = study.compare_times(groups, **definition)
             cells.append(f"{ratio:.2g} ({low:.2g} to {high:.2g}), p = {p:.2g}")
         rows.append(cells)
     return markdown(["hazard ratio", "experiments", *DEFINITIONS], rows)
@@ -505,14 +354,15 @@ COMPARED = (
 def comparisons(runs):
     """Failures by Fisher's exact test, best accuracies by Mann and Whitney's, exact unless there are ties."""
     columns = ["what", "experiments", "runs failed", "against", *(f"p: {how}" for how in DEFINITIONS)]
-    sides = [("Adam at 0.0001 instead of SGD at 0.01", "all", plain(PLAIN_ADAM, runs), plain(PLAIN_SGD, runs))]
-    sides += [(what, f"{one}, {other}", of(one, runs), of(other, runs)) for what, one, other in COMPARED]
+    sgd, adam = study.plain(study.PLAIN_SGD, runs), study.plain(study.PLAIN_ADAM, runs)
+    sides = [("Adam at 0.0001 instead of SGD at 0.01", "all", adam, sgd)]
+    sides += [(what, f"{one}, {other}", study.of(one, runs), study.of(other, runs)) for what, one, other in COMPARED]
     rows = []
     for what, which, one, other in sides:
         if not (one and other):
             continue
         cells = [what, which, k_of_n_and_interval(one), k_of_n_and_interval(other)]
-        cells += [f"{fisher(one, other, **how):.2g}" for how in DEFINITIONS.values()]
+        cells += [f"{study.fisher(one, other, **how):.2g}" for how in DEFINITIONS.values()]
         accuracies = best_accuracies(one), best_accuracies(other)
         cells.append(f"{median(accuracies[0]) - median(accuracies[1]):+.2f}")
         rows.append([*cells, f"{stats.mannwhitneyu(*accuracies).pvalue:.2g}"])
@@ -526,11 +376,11 @@ def clock(runs):
     """
     columns = ["divided by std", "seeds", "runs", "of them with 50 % before they failed", "first epoch at 50 %"]
     columns += ["failed in epoch", "the one over the other, each run", "median"]
-    rows = []
+    rows, sgd = [], study.plain(study.PLAIN_SGD, runs)
     for divided in (True, False):
         for old in (True, False):
-            some = [r for r in plain(PLAIN_SGD, runs) if (r["std"] != 1, explored(r)) == (divided, old)]
-            pairs = [(reaches(run["history"], 50), *failure_times([run])[0]) for run in some]
+            some = [run for run in sgd if (run["std"] != 1, study.explored(run)) == (divided, old)]
+            pairs = [(study.reaches(run["history"], 50), *study.failure_times([run])[0]) for run in some]
             pairs = [(start, end, event) for start, end, event in pairs if start and start < end]
             ratios = sorted((end / start, event) for start, end, event in pairs)
             cells = ["yes" if divided else "no", "old, exploratory" if old else "new", len(some), len(pairs)]
@@ -550,7 +400,7 @@ def rate_runs(runs):
     """Returns [(dataset, rate, histories of 20 epochs)] of the runs that got so far, plain digits first."""
     ours = [run for run in runs if (run["experiment"], run["digits"], run["limit"]) == (RATES, "full", 60000)]
     rows = []
-    for seeds in group(run for run in ours if len(run["history"]) >= RATE_EPOCHS):
+    for seeds in study.group(run for run in ours if len(run["history"]) >= RATE_EPOCHS):
         digits = "plain" if seeds[0]["dataset"] == "mnist" else seeds[0]["dataset"]
         rows.append((digits, seeds[0]["variant"], [run["history"][:RATE_EPOCHS] for run in seeds]))
     return sorted(rows, key=lambda row: (row[0] != "plain", row[1]))
@@ -588,9 +438,6 @@ def rates_bounds(runs):
 
 # -------------------------------------------------------------------------------------------------------- the gradients
 
-GRADIENT = "gradient of the localization net"
-BEFORE, NEAR = 200, 60  # steps: what a gradient is ranked among, and how far before step 0 the largest drop may lie
-
 
 def peak_ratio(rows):
     """Median over epochs of the largest gradient norm of the epoch's steps over their median."""
@@ -621,48 +468,11 @@ def gradient_before(runs):
 def clipped(runs):
     """How many steps a bound of the gradient's norm touches, in the epochs before a run failed."""
     rows = []
-    for seeds in group(run for run in runs if run["max_grad_norm"] is not None):
+    for seeds in study.group(run for run in runs if run["max_grad_norm"] is not None):
         whole = [run["history"][: (failed(run["history"]) or len(run["history"]) + 1) - 1] for run in seeds]
         shares = [100 * row["train/clipped"] for history in whole for row in history]
         rows.append([label(seeds[0]), seeds[0]["max_grad_norm"], len(seeds), middle_and_range(shares)])
     return markdown(["experiment", "bound", "runs", "steps clipped in an epoch, %"], rows)
-
-
-def rank_before(steps, at):
-    """Rank of the gradient in the step before step `at` among the 200 before it, their number, and what it is over
-    their median. 1 is the largest."""
-    before = [step[GRADIENT] for step in steps if at - BEFORE <= step["step"] < at]
-    last, usual = before[-1], median(before)
-    return 1 + sum(norm > last for norm in before), len(before), last / usual if usual else math.inf
-
-
-def what_fell(steps):
-    """The figure under 0.01 in step 0 that made it the failing one, "active" (hidden units) or "inside"."""
-    return "active" if next(step["active"] for step in steps if step["step"] == 0) < 0.01 else "inside"
-
-
-def largest_drop(steps, figure):
-    """The step, -60 to 0, in which a figure falls furthest from the step before, and by how much."""
-    pairs = [pair for pair in pairwise(steps) if -NEAR <= pair[1]["step"] <= 0]
-    before, after = max(pairs, key=lambda pair: pair[0][figure] - pair[1][figure])
-    return after["step"], before[figure] - after[figure]
-
-
-def run_of(steps, runs):
-    """The run of a replay. Raises RunError if it is not there."""
-    keys = ("experiment", "variant", "dataset", "seed")
-    wanted = [steps[0][key] for key in keys]
-    for run in runs:
-        if [run[key] for key in keys] == wanted and (run["digits"], run["limit"]) == ("full", 60000):
-            return run
-    replayed = ", ".join(f"{key} {value}" for key, value in zip(keys, wanted, strict=True) if value is not None)
-    raise RunError(f"deaths.csv holds a replay of {replayed}, but runs.csv no such run: add it with collect.py")
-
-
-def best_before(steps, runs):
-    """The best accuracy of a replay's run before the replayed epoch, in percent."""
-    earlier = run_of(steps, runs)["history"][: steps[0]["epoch"] - 1]
-    return max((row["test/accuracy"] for row in earlier), default=0)
 
 
 def fatal_step(runs, deaths):
@@ -675,11 +485,11 @@ def fatal_step(runs, deaths):
     columns += ["over the median", "largest drop in step", "by", "gradient before it: rank", "over the median"]
     rows = []
     for steps in deaths:
-        figure = what_fell(steps)
-        drop, depth = largest_drop(steps, figure)
-        cells = [name(run_of(steps, runs)), steps[0]["epoch"], f"{best_before(steps, runs):.1f}", figure]
+        figure = study.what_fell(steps)
+        drop, depth = study.largest_drop(steps, figure)
+        cells = [name(study.run_of(steps, runs)), steps[0]["epoch"], f"{study.best_before(steps, runs):.1f}", figure]
         for at, between in ((0, [drop, f"{depth:.2f}"]), (drop, [])):
-            rank, count, ratio = rank_before(steps, at)
+            rank, count, ratio = study.rank_before(steps, at)
             cells += [f"{rank} of {count}", f"{ratio:.1f}", *between]
         rows.append(cells)
     return markdown(columns, rows)
@@ -688,12 +498,13 @@ def fatal_step(runs, deaths):
 def fatal_step_count(runs, deaths):
     """In how many replays of runs that failed the gradient is the largest or second largest; by chance in 1 of 100."""
     columns = ["replays", "had 50 % before", "number", "gradient before step 0 among the two largest of 200"]
-    deaths = [steps for steps in deaths if failed(run_of(steps, runs)["history"])]
+    deaths = [steps for steps in deaths if failed(study.run_of(steps, runs)["history"])]
     rows = []
     for old in (True, False):
         for learned in (True, False):
-            some = [s for s in deaths if (explored(s[0]), best_before(s, runs) > 50) == (old, learned)]
-            ranks = [(rank_before(s, 0)[0], rank_before(s, largest_drop(s, what_fell(s))[0])[0]) for s in some]
+            some = [s for s in deaths if (study.explored(s[0]), study.best_before(s, runs) > 50) == (old, learned)]
+            drops = [study.largest_drop(steps, study.what_fell(steps))[0] for steps in some]
+            ranks = [[study.rank_before(s, at)[0] for at in (0, drop)] for s, drop in zip(some, drops, strict=True)]
             tops = [sum(rank <= 2 for rank in kind) for kind in zip(*ranks, strict=True)] or [0, 0]
             rows.append(["old, exploratory" if old else "new", "yes" if learned else "no", len(some), *tops])
     return markdown([*columns, "gradient before the largest drop"], rows)
@@ -701,47 +512,9 @@ def fatal_step_count(runs, deaths):
 
 # ------------------------------------------------------------------------------------------------------------------ why
 
-KEPT = 5  # points of accuracy that a solution may lose while it counts as kept
-
 
 def read_optional(path):
     return read_table(path) if path.exists() else []
-
-
-def solutions(rows):
-    """Yields of each solution handed over its first row and two dicts, {(classifier's rate, rate): accuracies}.
-
-    The first dict's accuracies are those after the last step, the second's the lowest on the way, in percent, one a
-    shuffle.
-    """
-    for _, some in groupby(rows, key=solution_of):
-        steps, left, lowest = list(some), {}, {}
-        for (*rates, _), curve in groupby(steps, key=lambda row: (row["classifier_rate"], row["rate"], row["shuffle"])):
-            accuracies = [row["test/accuracy"] for row in curve]
-            left.setdefault(tuple(rates), []).append(accuracies[-1])
-            lowest.setdefault(tuple(rates), []).append(min(accuracies))
-        yield steps[0], left, lowest
-
-
-def curvatures(solution, sharpness):
-    """Returns {step: curvature} of a solution, out of the rows of sharpness.csv."""
-    where = solution_of(solution)
-    return {row["step"]: row["curvature"] for row in sharpness if solution_of(row) == where}
-
-
-READINGS = "smallest that does not keep it", "smallest at which most shuffles fall under 50 % on the way"
-
-
-def loses_at(first, left, lowest):
-    """Returns {reading: rate of the localization net at which SGD loses a solution of `solutions`, or None}.
-
-    The readings: the smallest rate that does not keep it, and the smallest at which the median shuffle's lowest
-    accuracy on the way is under 50 %.
-    """
-    enough = first["test/accuracy"] - KEPT
-    lost = [rate for (_, rate), accuracies in left.items() if rate and min(accuracies) <= enough]
-    falls = [rate for (_, rate), accuracies in lowest.items() if rate and median(accuracies) < 50]
-    return dict(zip(READINGS, (min(lost, default=None), min(falls, default=None)), strict=True))
 
 
 def hand_over(rows, sharpness):
@@ -752,17 +525,17 @@ def hand_over(rows, sharpness):
     """
     rates = sorted({(row["classifier_rate"], row["rate"]) for row in rows})
     heads = [f"{rate:.5f}".rstrip("0") if rate else "frozen" for _, rate in rates]
-    columns = ["solution", "scale", "accuracy, %", *heads, "largest rate that keeps it", *READINGS]
+    columns = ["solution", "scale", "accuracy, %", *heads, "largest rate that keeps it", *study.READINGS]
     widths = sorted({row["step"] for row in sharpness})
     columns += [f"2 / curvature over {width}" for width in widths]
     lines = []
-    for first, left, lowest in solutions(rows):
+    for first, left, lowest in study.solutions(rows):
         cells = [f"{name(first)}, epoch {first['epoch']}", f"{first['stn/scale']:.2f}", f"{first['test/accuracy']:.1f}"]
         cells += [middle_and_range(left.get(rate, []), 0) for rate in rates]
-        enough = first["test/accuracy"] - KEPT
+        enough = first["test/accuracy"] - study.KEPT
         kept = [rate for (_, rate), accuracies in left.items() if rate and min(accuracies) > enough]
-        cells += [max(kept, default=None), *loses_at(first, left, lowest).values()]
-        found = curvatures(first, sharpness)
+        cells += [max(kept, default=None), *study.loses_at(first, left, lowest).values()]
+        found = study.curvatures(first, sharpness)
         lines.append(cells + [f"{2 / found[width]:.2g}" if width in found else None for width in widths])
     return markdown(columns, lines)
 
@@ -779,13 +552,13 @@ def hand_over_order(runs, rows, sharpness):
     optimizers = {key_of(run): run["optimizer"] for run in runs}
     widths = sorted({row["step"] for row in sharpness})
     known = []
-    for first, *found in solutions(rows):
+    for first, *found in study.solutions(rows):
         groups = ["all", "of " + optimizers.get(key_of(first), "").partition("(")[0]]
         if (first["experiment"], first["seed"]) not in HANDED_OVER_FIRST:
             groups.append("handed over later")
-        known.append((groups, loses_at(first, *found), curvatures(first, sharpness)))
+        known.append((groups, study.loses_at(first, *found), study.curvatures(first, sharpness)))
     lines = []
-    for reading in READINGS:
+    for reading in study.READINGS:
         for group_name in ("all", "of Adam", "handed over later"):
             some = [(lost[reading], found) for groups, lost, found in known if group_name in groups]
             cells = [reading, group_name, len(some)]
@@ -803,19 +576,6 @@ def hand_over_order(runs, rows, sharpness):
     return markdown(["rate", "solutions", "number", *sum(heads, [])], lines)
 
 
-def sees(row):
-    """Whether the transformer sees the image, in a row of sharpness.csv: it has not collapsed."""
-    return collapsed([{"epoch": row["epoch"], "stn/inside": row["inside"]}]) is None
-
-
-def without_beginnings(runs):
-    """The runs but for those that are the first epochs of a longer one, as those of 17 at 0.001 are of 10's."""
-    longest = {}
-    for run in sorted(runs, key=lambda run: len(run["history"])):
-        longest[tuple(run[name] for name in (*KEY[2:], *SETTINGS))] = run
-    return list(longest.values())
-
-
 def curvature_by_rate(runs, sharpness):
     """How sharp what SGD and Adam find is at each rate of the localization net, by the medians of each run's epochs.
 
@@ -823,10 +583,10 @@ def curvature_by_rate(runs, sharpness):
     its regions follow the digits.
     """
     groups, widths = {}, sorted({row["step"] for row in sharpness})
-    for run in without_beginnings(runs):
+    for run in study.without_beginnings(runs):
         end = failed(run["history"]) or math.inf
         some = [row for row in sharpness if key_of(row) == key_of(run) and 0 < row["epoch"] < end]
-        some = [row for row in some if sees(row) and row["spread"] >= ONE_MAP]
+        some = [row for row in some if study.sees(row) and row["spread"] >= study.ONE_MAP]
         if some and run["max_grad_norm"] is None and run["transformer"] == "SpatialTransformer":
             digits = "plain" if run["dataset"] == "mnist" else run["dataset"]
             optimizer = run["optimizer"].partition("(")[0]
@@ -862,7 +622,7 @@ def smoothing(rows):
 
 def make_tables(assets=ASSETS):
     """Returns {name: table in Markdown, ending in a newline} of the CSV files in a folder."""
-    runs, deaths = read_runs(assets), read_deaths(assets)
+    runs, deaths = read_runs(assets), study.read_deaths(assets)
     of_runs = (results, all_results, drift, drift_test, afterwards, machines, cures, robustness, tests, comparisons)
     of_runs += (clock, rates, rates_bounds, gradient_before, clipped)
     tables = {function.__name__: function(runs) for function in of_runs}
@@ -872,7 +632,7 @@ def make_tables(assets=ASSETS):
     tables["hand_over_order"] = hand_over_order(runs, read_optional(assets / "hand_over.csv"), sharpness)
     tables["curvature_by_rate"] = curvature_by_rate(runs, sharpness)
     tables["smoothing"] = smoothing(read_optional(assets / "smoothing.csv"))
-    return tables | {"published": published(runs, read_published(assets))}
+    return tables | {"published": published(runs, study.read_published(assets))}
 
 
 def with_tables(text, tables):

@@ -12,6 +12,7 @@ from common import TAGS, RunError, failed, summarize
 
 sys.path.insert(0, str(ROOT / "assets"))
 import collect  # noqa: E402
+import study  # noqa: E402
 import tables  # noqa: E402
 
 
@@ -59,7 +60,7 @@ def test_peto_s_figures_are_those_of_freireich_s_leukemia_trial():
     treated = [6, 6, 6, 7, 10, 13, 16, 22, 23], [6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35]
     treated = [(week, True) for week in treated[0]] + [(week, False) for week in treated[1]]
     placebo = [1, 1, 2, 2, 3, 4, 4, 5, 5, 8, 8, 8, 8, 11, 11, 12, 12, 15, 17, 22, 23]
-    scores, excess, variance = tables.log_rank(treated, [(week, True) for week in placebo])
+    scores, excess, variance = study.log_rank(treated, [(week, True) for week in placebo])
     assert 9 - excess == pytest.approx(19.25, abs=0.005)  # relapses expected of the treated
     assert excess**2 / variance == pytest.approx(16.79, abs=0.005)  # the trial's log-rank chi-squared
     assert sum(scores) == pytest.approx(0)
@@ -67,7 +68,7 @@ def test_peto_s_figures_are_those_of_freireich_s_leukemia_trial():
 
 def test_the_log_rank_statistic_is_scipy_s():
     first, second = [(4, True), (4, True), (9, False), (7, True)], [(7, True), (12, True), (20, False)]
-    _, excess, variance = tables.log_rank(first, second)
+    _, excess, variance = study.log_rank(first, second)
     censored = (
         stats.CensoredData(uncensored=[t for t, event in some if event], right=[t for t, event in some if not event])
         for some in (first, second)
@@ -77,39 +78,39 @@ def test_the_log_rank_statistic_is_scipy_s():
 
 def test_p_is_the_share_of_all_ways_to_deal_the_runs_within_strata():
     early, late = ([run(fails_in(epoch)) for epoch in epochs] for epochs in ((10, 20), (30, 40)))
-    p, (ratio, low, high) = tables.compare_times([(early, late)])
+    p, (ratio, low, high) = study.compare_times([(early, late)])
     assert p == pytest.approx(2 / 6)  # of 6 ways, this one and its mirror image
     # at risk 4, 3, 2, 1 of which 2, 1, 0, 0 early: E = 1/2 + 1/3, V = 1/4 + 2/9
     assert ratio == pytest.approx(math.exp((2 - 5 / 6) / (17 / 36)))
     assert (low, high) == pytest.approx([ratio * math.exp(sign * 1.96 / math.sqrt(17 / 36)) for sign in (-1, 1)])
-    assert tables.compare_times([(early, late)] * 2)[0] == pytest.approx(2 / 36)
-    assert tables.compare_times([(early, late), (late, early)])[0] == 1
-    p, (mirrored, *_) = tables.compare_times([(late, early)])
+    assert study.compare_times([(early, late)] * 2)[0] == pytest.approx(2 / 36)
+    assert study.compare_times([(early, late), (late, early)])[0] == 1
+    p, (mirrored, *_) = study.compare_times([(late, early)])
     assert p == pytest.approx(2 / 6) and mirrored == pytest.approx(1 / ratio)
 
 
 def test_runs_are_censored_at_their_end_and_never_carried_on():
     runs = [run(LASTS), run(STOPPED), run(LASTS[:60]), run(LOSES), run(COMES_BACK)]
     times = [(100, False), (40, True), (60, False), (51, True), (4, True)]
-    assert tables.failure_times(runs) == times
-    assert tables.failure_times([run(LOSES)], factor=2) == [(100, False)]
+    assert study.failure_times(runs) == times
+    assert study.failure_times([run(LOSES)], factor=2) == [(100, False)]
     edge = curve(*[WELL] * 9, (1.0, 90.0, 0.02))
-    assert tables.failure_times([run(edge)], bound=0.01) == [(10, False)]
+    assert study.failure_times([run(edge)], bound=0.01) == [(10, False)]
     # where none fails nothing is known
-    p, (ratio, low, high) = tables.compare_times([([run(LASTS)], [run(LASTS)])])
+    p, (ratio, low, high) = study.compare_times([([run(LASTS)], [run(LASTS)])])
     assert (p, low, high) == (1, 0, math.inf) and math.isnan(ratio)
 
 
 def test_intervals_are_clopper_and_pearson_s():
-    assert tables.interval(0, 10) == pytest.approx((0, 1 - 0.025**0.1))
-    assert tables.interval(10, 10) == pytest.approx((0.025**0.1, 1))
-    assert tables.interval(18, 20) == pytest.approx((0.683, 0.988), abs=0.0005)
+    assert study.interval(0, 10) == pytest.approx((0, 1 - 0.025**0.1))
+    assert study.interval(10, 10) == pytest.approx((0.025**0.1, 1))
+    assert study.interval(18, 20) == pytest.approx((0.683, 0.988), abs=0.0005)
     assert tables.k_of_n_and_interval([run(STOPPED)] * 18 + [run(LASTS)] * 2) == "18 of 20 (68 to 99 %)"
 
 
 def test_fisher_s_p_of_all_of_3_against_none_of_3_is_1_in_10():
-    assert tables.fisher([run(STOPPED)] * 3, [run(LASTS)] * 3) == pytest.approx(2 / 20)
-    assert tables.fisher([run(LOSES)] * 3, [run(LASTS)] * 3, factor=2) == 1
+    assert study.fisher([run(STOPPED)] * 3, [run(LASTS)] * 3) == pytest.approx(2 / 20)
+    assert study.fisher([run(LOSES)] * 3, [run(LASTS)] * 3, factor=2) == 1
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -213,13 +214,14 @@ def test_what_became_of_a_collapsed_run_is_told_only_where_it_was_trained_on():
 
 
 def test_published_runs_failed_when_their_accuracy_is_that_of_one_class_to_the_end():
-    theirs = {1: [50.0, 89.0, 11.35, 11.4], 2: [11.35, 90.0], 3: [90.0]}
+    curves = {1: [50.0, 89.0, 11.35, 11.4], 2: [11.35, 90.0], 3: [90.0]}
+    theirs = {number: curve(*[(1.0, accuracy, None) for accuracy in curves[number]]) for number in curves}
     assert rows(tables.published([run(STOPPED), run(LASTS, 2)], theirs)) == [
         "1: made up|89.00|3|80.00|1 of 1|40 c†".split("|"),
         "2: made up|90.00|-|90.00|0 of 1|-".split("|"),
     ]
-    accuracies = tables.read_published(tables.ASSETS)
-    assert {number: tables.one_class_from(curve) for number, curve in accuracies.items()} == {1: 21, 2: 74}
+    committed = study.read_published(study.ASSETS)
+    assert {number: study.one_class_from(history) for number, history in committed.items()} == {1: 21, 2: 74}
 
 
 def test_cures_are_ordered_by_what_their_runs_can_rule_out():
@@ -337,7 +339,7 @@ def replay(*rows, experiment=1, seed=4, epoch=51):
     """Steps of (inside, active, gradient), the last of them step 0."""
     keys = {"experiment": experiment, "variant": None, "dataset": "cluttered", "seed": seed, "epoch": epoch}
     return [
-        keys | {"step": i - len(rows) + 1, "inside": inside, "active": active, tables.GRADIENT: gradient}
+        keys | {"step": i - len(rows) + 1, "inside": inside, "active": active, study.GRADIENT: gradient}
         for i, (inside, active, gradient) in enumerate(rows)
     ]
 
@@ -484,16 +486,16 @@ def committed():
 def test_every_committed_run_is_in_the_tables(committed):
     runs = collect.read_runs()
     assert all(table.endswith("|\n") and rows(table) is not None for table in committed.values())
-    assert len(rows(committed["all_results"])) == len(tables.group(runs))
+    assert len(rows(committed["all_results"])) == len(study.group(runs))
     assert sum(int(line[-1]) for line in rows(committed["machines"])) == len(runs)
-    assert len(rows(committed["fatal_step"])) == len(tables.read_deaths(tables.ASSETS))
-    fell = [steps for steps in tables.read_deaths(tables.ASSETS) if failed(tables.run_of(steps, runs)["history"])]
+    assert len(rows(committed["fatal_step"])) == len(study.read_deaths(study.ASSETS))
+    fell = [steps for steps in study.read_deaths(study.ASSETS) if failed(study.run_of(steps, runs)["history"])]
     assert sum(int(line[2]) for line in rows(committed["fatal_step_count"])) == len(fell)
 
 
 def test_a_new_run_in_the_csv_files_is_in_the_tables_with_no_other_change(tmp_path):
     for name in ("published_runs.csv", "deaths.csv"):
-        shutil.copy(tables.ASSETS / name, tmp_path)
+        shutil.copy(study.ASSETS / name, tmp_path)
     added = [run(LASTS, 9999), run(fails_in(9, of=50), 9999, 1, epochs=50)]
     collect.write_runs([*collect.read_runs(), *(new | summarize(new["history"]) for new in added)], tmp_path)
     new = tables.make_tables(tmp_path)
