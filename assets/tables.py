@@ -496,7 +496,11 @@ def fatal_step(runs, deaths):
 
 
 def fatal_step_count(runs, deaths):
-    """In how many replays of runs that failed the gradient is the largest or second largest; by chance in 1 of 100."""
+    """In how many replays of runs that failed the gradient is one of the two largest of 200.
+
+    By chance that is so in 1 of 100: p is that of a binomial test, two-sided, for the new ones, since the old ones
+    suggested it.
+    """
     columns = ["replays", "had 50 % before", "number", "gradient before step 0 among the two largest of 200"]
     deaths = [steps for steps in deaths if failed(study.run_of(steps, runs)["history"])]
     rows = []
@@ -506,7 +510,10 @@ def fatal_step_count(runs, deaths):
             drops = [study.largest_drop(steps, study.what_fell(steps))[0] for steps in some]
             ranks = [[study.rank_before(s, at)[0] for at in (0, drop)] for s, drop in zip(some, drops, strict=True)]
             tops = [sum(rank <= 2 for rank in kind) for kind in zip(*ranks, strict=True)] or [0, 0]
-            rows.append(["old, exploratory" if old else "new", "yes" if learned else "no", len(some), *tops])
+            cells = ["old, exploratory" if old else "new", "yes" if learned else "no", len(some), *tops]
+            if some and not old:
+                cells[3:] = [f"{top}, p = {stats.binomtest(top, len(some), 0.01).pvalue:.1g}" for top in tops]
+            rows.append(cells)
     return markdown([*columns, "gradient before the largest drop"], rows)
 
 

@@ -355,9 +355,16 @@ def test_the_fatal_step_is_ranked_before_step_0_and_before_the_largest_drop():
     counts = rows(
         tables.fatal_step_count([*runs, run(LOSES)], [steps, inactive, replay(*[(0.0, 0.3, 2.0)] * 3, seed=0)])
     )
-    assert counts[0] == ["old, exploratory", "yes", "1", "1", "1"] and counts[2] == ["new", "yes", "2", "1", "2"]
+    assert counts[0] == ["old, exploratory", "yes", "1", "1", "1"] and counts[2][:3] == ["new", "yes", "2"]
+    assert counts[2][3:] == ["1, p = 0.02", "2, p = 0.0001"]  # 1 - 0.99^2 and 0.01^2
     came_back = tables.fatal_step_count([runs[0], run(LASTS, 8, 4)], [steps, inactive])
-    assert rows(came_back)[2] == ["new", "yes", "1", "0", "1"]  # that of a run that did not fail is not counted
+    assert rows(came_back)[2] == [
+        "new",
+        "yes",
+        "1",
+        "0, p = 1",
+        "1, p = 0.01",
+    ]  # that of a run that did not fail is not counted
     with pytest.raises(RunError, match="a replay of experiment 8, dataset cluttered, seed 4, but runs.csv no such run"):
         tables.fatal_step(runs[:1], [inactive])
 
