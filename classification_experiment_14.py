@@ -1,7 +1,7 @@
 """Experiment 14: with input normalization, the gradient's norm clipped at 25.
 
 In the first replays of failures an unusually large gradient came before: is it the few large steps?
-Seen: the one seed so far collapses in epoch 6, comes back, and has one map for all images from epoch 36 on.
+Seen: both seeds collapse and come back; one collapses again, the other ends with one map for all images.
 """
 
 import torch
