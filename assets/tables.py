@@ -163,6 +163,12 @@ def all_results(runs):
     return markdown(columns, rows)
 
 
+def ends_with_one_map(run):
+    """Whether a run did not fail, as failing is defined, but ends with one map for all images."""
+    spread = run["history"][-1]["stn/spread"]
+    return failed(run["history"]) is None and spread is not None and spread < study.ONE_MAP
+
+
 def lasted(runs):
     """The runs, of 40 epochs or more, that did not fail."""
     return [r for r in runs if failed(r["history"]) is None and not study.stopped(r) and len(r["history"]) >= 40]
@@ -195,8 +201,7 @@ def drift_test(runs):
     exact test, two-sided. Experiments 12 and 14, at 0.01 for a part of the weights or of the steps, are in no group.
     """
     some = [run for run in lasted(study.standard(runs)) if run["experiment"] not in (12, 14)]
-    spreads = [run["history"][-1]["stn/spread"] for run in some]
-    some = [run for run, spread in zip(some, spreads, strict=True) if spread is None or spread >= study.ONE_MAP]
+    some = [run for run in some if not ends_with_one_map(run)]
     rows = []
     for old in (True, False):
         changes = {True: [], False: []}
@@ -271,12 +276,6 @@ CURES = {  # what to change in one's own code, by the experiment that tried it
 
 
 BASELINES = (1, 18)  # what a cure is to be better than
-
-
-def ends_with_one_map(run):
-    """Whether a run did not fail, as failing is defined, but ends with one map for all images."""
-    spread = run["history"][-1]["stn/spread"]
-    return failed(run["history"]) is None and spread is not None and spread < study.ONE_MAP
 
 
 def epochs_to(accuracy, runs):
