@@ -91,8 +91,16 @@ def replay(folder, epoch):
 
 
 def failing_step(steps):
-    """The first step in which under 1 % of sampling points are inside or under 1 % of hidden units active, or None."""
-    return next((i for i, step in enumerate(steps) if step["inside"] < 0.01 or step["active"] < 0.01), None)
+    """The first step in which under 1 % of sampling points are inside or under 1 % of hidden units active.
+
+    If there is none, the first with a spread under 0.01: one map for all images, though hidden units are active. None
+    if there is none of these.
+    """
+    for measures in (("inside", "active"), ("spread",)):
+        for i, step in enumerate(steps):
+            if any(step[measure] < 0.01 for measure in measures):
+                return i
+    return None
 
 
 def add_replay(folder, epoch=None):
@@ -111,12 +119,12 @@ def add_replay(folder, epoch=None):
     if not 1 <= epoch <= run["epoch"]:
         raise RunError(f"{folder} has no epoch {epoch}: give one from 1 to {run['epoch']}")
     before, steps = replay(folder, epoch)
-    end, begins_so = failing_step(steps), failing_step(before[-1:] or steps[:1]) is not None
-    if end is None or begins_so:
+    end = failing_step(before[-1:] + steps)
+    if not end:
         other = "is never so: try a later EPOCH" if end is None else "begins so: try an earlier EPOCH"
-        raise RunError(f"{folder} fails where inside or active gets under 0.01, and epoch {epoch} {other}")
+        raise RunError(f"{folder} fails where inside, active or spread gets under 0.01, and epoch {epoch} {other}")
     steps = before + steps
-    end += len(before)  # steps are counted from here
+    end += len(before[:-1])  # steps are counted from here
     path, key = ASSETS / "deaths.csv", {name: run[name] for name in KEY} | {"epoch": epoch}
     rows = [row for row in read_table(path) if any(row[name] != key[name] for name in KEY)] if path.exists() else []
     around = range(max(0, end - 200), min(len(steps), end + 201))

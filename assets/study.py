@@ -204,8 +204,9 @@ def best_before(steps, runs):
 
 
 def what_fell(steps):
-    """The figure under 0.01 in step 0 that made it the failing one, "active" (hidden units) or "inside"."""
-    return "active" if next(step["active"] for step in steps if step["step"] == 0) < 0.01 else "inside"
+    """The figure under 0.01 in step 0 that made it the failing one, "active" (hidden units), "inside" or "spread"."""
+    failing = next(step for step in steps if step["step"] == 0)
+    return next(figure for figure in ("active", "inside", "spread") if failing[figure] < 0.01)
 
 
 def largest_drop(steps, figure):

@@ -38,12 +38,15 @@ def edit(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_transformer_fails_when_it_sees_next_to_nothing_or_its_hidden_units_are_not_active():
-    well, off, inactive = (
-        {"inside": inside, "active": active} for inside, active in ((0.01, 0.01), (0.009, 0.3), (0.7, 0.009))
+def test_a_transformer_fails_when_it_sees_next_to_nothing_or_follows_no_image():
+    well, off, inactive, one_map = (
+        {"inside": inside, "active": active, "spread": spread}
+        for inside, active, spread in ((0.01, 0.01, 0.01), (0.009, 0.3, 0.3), (0.7, 0.009, 0.3), (0.7, 0.3, 0.009))
     )
     assert replay_death.failing_step([well, well, off, inactive]) == 2
     assert replay_death.failing_step([well, inactive, well, off]) == 1
+    assert replay_death.failing_step([well, one_map, well]) == 1
+    assert replay_death.failing_step([well, one_map, off]) == 2  # spread decides only where the others do not
     assert replay_death.failing_step([well, well]) is None
 
 
@@ -178,7 +181,7 @@ def test_what_cannot_be_replayed_is_refused_in_one_line(whole_run, tmp_path, mon
         ((whole_run.folder,), "neither collapsed nor lost its solution: give a run that failed, or an EPOCH"),
         ((whole_run.folder, 8), "has no epoch 8: give one from 1 to 7"),
         ((whole_run.folder, 0), "has no epoch 0: give one from 1 to 7"),
-        ((whole_run.folder, 6), "epoch 6 is never so: try a later EPOCH"),
+        ((whole_run.folder, 6), "epoch 6 begins so: try an earlier EPOCH"),
         ((no_weights, 7), "weights of epoch 5"),
         ((), "usage: "),
         ((whole_run.folder, "last"), "usage: "),
@@ -189,7 +192,7 @@ def test_what_cannot_be_replayed_is_refused_in_one_line(whole_run, tmp_path, mon
 
 def test_a_replay_is_added_to_the_others_which_stay_as_they_are(whole_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(replay_death, "ASSETS", tmp_path)
-    monkeypatch.setattr(replay_death, "failing_step", lambda steps: 2 if len(steps) > 1 else None)
+    monkeypatch.setattr(replay_death, "failing_step", lambda steps: 3)
     path = tmp_path / "deaths.csv"
     shutil.copy(DEATHS, path)
     stopped = shutil.copytree(whole_run.folder, tmp_path / "stopped")  # by --stop-on-collapse
@@ -231,6 +234,8 @@ def test_an_epoch_in_which_the_transformer_had_failed_before_is_refused(whole_ru
     for before, steps in (([well, off], [off, well]), ([well, off], [well, off]), ([], [off, well])):
         monkeypatch.setattr(replay_death, "replay", lambda folder, epoch, parts=(before, steps): parts)
         assert "epoch 6 begins so: try an earlier EPOCH" in refused(monkeypatch, whole_run.folder, 6)
+    monkeypatch.setattr(replay_death, "replay", lambda folder, epoch: ([off, well], [well, well]))
+    assert "epoch 6 is never so: try a later EPOCH" in refused(monkeypatch, whole_run.folder, 6)
     monkeypatch.setattr(replay_death, "replay", lambda folder, epoch: ([off, well], [off, off]))
     replay_death.add_replay(whole_run.folder, 6)
     assert [row["step"] for row in read_table(tmp_path / "deaths.csv")] == [-2, -1, 0, 1]

@@ -347,10 +347,13 @@ def replay(*rows, experiment=1, seed=4, epoch=51):
 def test_the_fatal_step_is_ranked_before_step_0_and_before_the_largest_drop():
     steps = replay(*[(0.7, 0.3, 2.0)] * 250, (0.7, 0.3, 8.0), (0.2, 0.3, 3.0), (0.1, 0.05, 1.0), (0.005, 0.05, 1.0))
     inactive = replay(*[(0.7, 0.3, 2.0)] * 9, (0.7, 0.3, 6.0), (0.7, 0.0, 0.1), experiment=8)
-    runs = [run(LOSES, seed=4), run(LOSES, 8, 4)]
-    assert rows(tables.fatal_step(runs, [steps, inactive])) == [
+    one_map = replay(*[(0.7, 0.3, 2.0)] * 8, (0.7, 0.3, 4.0), (0.7, 0.3, 1.0), experiment=13)
+    one_map = [step | {"spread": 0.3 if step["step"] < 0 else 0.0} for step in one_map]
+    runs = [run(LOSES, seed=4), run(LOSES, 8, 4), run(LOSES, 13, 4)]
+    assert rows(tables.fatal_step(runs, [steps, inactive, one_map])) == [
         "1, seed 4|51|90.0|inside|200 of 200|0.5|-2|0.50|1 of 200|4.0".split("|"),
         "8, seed 4|51|90.0|active|1 of 10|3.0|0|0.30|1 of 10|3.0".split("|"),
+        "13, seed 4|51|90.0|spread|1 of 9|2.0|0|0.30|1 of 9|2.0".split("|"),
     ]
     counts = rows(
         tables.fatal_step_count([*runs, run(LOSES)], [steps, inactive, replay(*[(0.0, 0.3, 2.0)] * 3, seed=0)])
