@@ -1,6 +1,6 @@
 """Experiment 13: with input normalization, theta squashed by tanh.
 
-A cure: does experiment 1 last if the sampled region's centre cannot leave the image? (Starts zoomed in: tanh(1) = 0.76.)
+A cure: does experiment 1 last if a region's centre cannot leave the image? (It starts zoomed in: tanh(1) = 0.76.)
 Seen: all seeds get better than any of experiment 1, and lose their solution, to dead ReLUs or as tanh saturates.
 """
 
