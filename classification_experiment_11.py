@@ -1,7 +1,7 @@
 """Experiment 11: with input normalization, the gradient's norm clipped at 1.
 
 A cure: does experiment 1 last if no step is large?
-Seen: all seeds so far zoom in and last, better by some points; nearly all steps are clipped.
+Seen: all seeds zoom in and last, better by some points; nearly all steps are clipped.
 """
 
 import torch
