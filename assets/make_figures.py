@@ -472,9 +472,9 @@ def rate_color(rate):
 
 
 def mark(i):
-    """Colour and marker of the i-th experiment of a panel."""
+    """Colour and marker of the i-th experiment of a panel: no two of 88 have both."""
     colors = (VERMILION, "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#009E73", BLUE, "#8B4513")
-    return colors[i % 8], "o^sDvPX*"[i % 8]
+    return colors[i % 8], "o^sDvPX*<>d"[i % 11]
 
 
 def draw_experiments_legend(axes, loc, **options):

@@ -317,6 +317,10 @@ def test_what_sgd_leaves_is_drawn_over_the_rate_and_over_the_rate_times_the_larg
     assert measured == [(color, [2, 20], [80, 20]), (color, [2] * 3 + [20] * 3, points[2])]
 
 
+def test_no_two_experiments_look_alike():
+    assert len({make_figures.mark(i) for i in range(18)}) == 18
+
+
 def test_the_law_s_limit_is_drawn_and_each_experiment_named_once(assets):
     key = {"experiment": 7, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0}
     key |= {"epoch": 20, "stn/scale": 0.6, "inside": 0.8, "scale": 0.6, "lr": 0.01, "curvature": 50, "shuffle": 0}
