@@ -2,7 +2,7 @@
 
 To divide the image by std is, for the two convolutions that see it, to multiply their learning rate by 1 / std^2 and
 their first weights by 1 / std: conv(x / s, w) = conv(x, w / s). Does experiment 1 last with the learning rate of 2?
-Seen: both seeds so far learn as soon as those of 1, and lose their solution all the same, to dead ReLUs.
+Seen: both seeds learn as soon as those of 1, and lose their solution all the same, to dead ReLUs.
 """
 
 import torch
