@@ -467,6 +467,11 @@ class RunFolder:
         line += f", accuracy {history[-1]['test/accuracy']:.2f} %" if history else ", before training"
         return line + (f", COLLAPSED in epoch {collapsed(history)}" if collapsed(history[-1:]) else "")
 
+    def last_epoch(self):
+        """The epoch that the checkpoint is of, 0 if there is none. `history` may be behind it where a signal came."""
+        path = self.path / "checkpoint.pt"
+        return load_state(path)["epoch"] if path.exists() else 0
+
     def restore(self, model, optimizer):
         """Loads the checkpoint, if there is one, into model, optimizer and history, and its digits for "auto".
 
@@ -723,8 +728,7 @@ def errors_in_one_line(name, folder, device):
     try:
         yield
     except KeyboardInterrupt as stop:
-        epoch = len(folder.history)
-        say(f"stopped in epoch {epoch + 1}: the same command goes on after epoch {epoch}", sys.stderr)
+        say(f"stopped: the same command goes on after epoch {folder.last_epoch()}", sys.stderr)
         sys.exit(128 + stop.args[0])
     except Timeout:
         sys.exit(

@@ -110,9 +110,33 @@ def test_ctrl_c_and_sigterm_end_in_one_line_and_the_run_goes_on(whole_run, folde
     ended = finish(process, folder.parent)
     epoch = torch.load(folder / "checkpoint.pt", weights_only=True)["epoch"]
     assert ended.code == code
-    assert ended.err == f"stopped in epoch {epoch + 1}: the same command goes on after epoch {epoch}\n"
+    assert ended.err == f"stopped: the same command goes on after epoch {epoch}\n"
     assert run(folder.parent, "--limit=384", f"--epochs={max(7, epoch + 1)}").code == 0
     assert result(folder)[0][:8] == result(whole_run.folder)[0]
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_ctrl_c_right_after_the_checkpoint_names_its_epoch(folder, monkeypatch, epoch):
+    write_state = common.write_state
+
+    def interrupted(path, state):
+        write_state(path, state)
+        if path.name == "checkpoint.pt" and state["epoch"] == epoch:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    ended = run(folder.parent, *SEVEN, before=lambda: monkeypatch.setattr(common, "write_state", interrupted))
+    assert ended.code == 130
+    assert ended.err == f"stopped: the same command goes on after epoch {epoch}\n"
+    assert common.load_state(folder / "checkpoint.pt")["epoch"] == epoch
+
+
+def test_ctrl_c_before_the_checkpoint_is_read_names_its_epoch(stopped, monkeypatch):
+    def interrupted(_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    ended = run(stopped.parent, *SEVEN, before=lambda: monkeypatch.setattr(common, "describe_machine", interrupted))
+    assert ended.code == 130
+    assert ended.err == "stopped: the same command goes on after epoch 5\n"
 
 
 def test_a_finished_run_says_so_and_changes_nothing(stopped):
