@@ -1,7 +1,7 @@
 """Experiment 8: with input normalization, SGD at a tenth of the learning rate.
 
 Experiment 1 fails with SGD at 0.01: is it SGD, or its learning rate?
-Seen: all three seeds learn slowly, zoom in and last; one has a dip in accuracy now and then.
+Seen: all three seeds learn slowly, zoom in and last, with a dip in accuracy now and then.
 """
 
 import torch

@@ -258,7 +258,7 @@ def draw_over_the_rate(axes, curves, tag, by_side=False):
         axes.plot([], [], color=color, marker=marker, markersize=4, label=label)
     if black:
         where = {"ha": "right", "va": "center", "transform": axes.get_xaxis_transform()}
-        axes.text(min(black) / 1.2, 0.975, "off the image", **where)
+        axes.text(min(black) / 1.2, 0.975, "off the image \N{RIGHTWARDS ARROW}", **where)
     axes.set(xscale="log", xlabel=RATE + (" x (side / 28)²" if by_side else ""), ylabel=LABELS[tag])
     axes.xaxis.set_major_formatter("{x:g}")
     if tag == "stn/scale":
