@@ -552,7 +552,8 @@ def sharpness_over_epochs(axes, assets):
     numbers = sorted({number for (number, *_), curve in curves.items() if len(curve) > 1})
     for (number, *_), curve in curves.items():
         if len(curve) == 1:
-            axes.plot(*curve[0][1], ".", color=GREY, zorder=1)
+            healthy, point = curve[0]
+            axes.plot(*point, ".", color=GREY, markerfacecolor=GREY if healthy else "none", zorder=1)
             continue
         color, marker = mark(numbers.index(number))
         style = {"marker": marker, "color": color, "markersize": 4, "label": str(number)}

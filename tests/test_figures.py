@@ -264,6 +264,20 @@ def test_curvatures_after_a_failure_are_open_points_without_a_line(assets):
     assert failed.get_markerfacecolor() == "none" != healthy.get_markerfacecolor()
 
 
+def test_a_run_measured_once_is_a_grey_point_that_is_open_after_its_failure(assets):
+    collect.write_runs([run(1, history(FINE, FINE, OFF, OFF, OFF), seed=seed) for seed in (0, 1)], assets)
+    columns = (*collect.KEY, "epoch", "step", "curvature", "scale", "inside", "lr")
+    key = {"experiment": 1, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000}
+    key |= {"inside": 0.8, "scale": 0.8, "step": 0.01, "lr": 0.01, "curvature": 100}
+    rows = [key | {"seed": seed, "epoch": epoch} for seed, epoch in ((0, 2), (1, 4))]
+    collect.write_table(assets / "sharpness.csv", columns, rows)
+    axes = Figure().subplots()
+    make_figures.sharpness_over_epochs(axes, assets)
+    healthy, failed, _ = axes.lines
+    assert (healthy.get_color(), failed.get_color()) == (make_figures.GREY, make_figures.GREY)
+    assert failed.get_markerfacecolor() == "none" != healthy.get_markerfacecolor()
+
+
 def test_the_hand_over_has_a_panel_a_solution_and_a_line_a_shuffle(assets):
     collect.write_runs([run(7, history(FINE))], assets)
     columns = (*collect.KEY, "epoch", "stn/scale", "shuffle", "rate", "step", "test/accuracy")
