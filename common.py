@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -38,6 +38,7 @@ from matplotlib.patches import Polygon
 from matplotlib.transforms import Bbox, TransformedBbox
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
+from torch import nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -50,7 +51,9 @@ BATCH_SIZE = 64
 FIGURE_EVERY = 5  # epochs
 GIF_FRAMES = 100  # at most: Pillow keeps a byte a pixel of each until it saves
 CANVAS, PATCH, PATCHES = 60, 6, 8  # side of a canvas and of a clutter patch in pixels, patches on a canvas
+SIDES = {"cluttered": CANVAS, "mnist": 28, "enlarged": 2 * CANVAS}  # of the images, in pixels, by --dataset
 TRAIN_SEED, TEST_SEED = 0, 1  # of the canvases: they are the same in every run
+MOTION_EVERY, LIMIT_IMAGES = 16, 16  # steps between those measured, images of a batch that its step is limited by
 BAR = {"leave": False, "disable": None}  # of tqdm: none where stderr is no terminal
 TENSORBOARD_OPTIONS = "--port 7010 --samples_per_plugin images=1000"  # else it shows 10 figures of a run
 EMBEDDED = Path(__file__).parent / "assets" / "mnist_5k.npz"
@@ -174,7 +177,7 @@ def clutter(images, patch_source, seed):
     """Puts each digit at a random place of a 60 x 60 canvas, over 8 random 6 x 6 patches of random other digits.
 
     The recipe of the published runs: a later patch overwrites an earlier one, the digit lies over all of them, and
-    every pixel that is not 0 becomes 1. The first N canvases do not depend on how many are made.
+    every pixel that is not 0 becomes 255. The first N canvases do not depend on how many are made.
 
     Args:
         images: uint8 (N, 28, 28), the digits.
@@ -182,7 +185,7 @@ def clutter(images, patch_source, seed):
         seed: int, of all that is random here.
 
     Returns:
-        uint8 (N, 60, 60), values 0 and 1.
+        uint8 (N, 60, 60), values 0 and 255.
     """
     count, side = len(images), images.shape[-1]
     highs = [CANVAS - side] * 2 + [len(patch_source), *[side - PATCH] * 2, *[CANVAS - PATCH] * 2] * PATCHES
@@ -197,7 +200,8 @@ def clutter(images, patch_source, seed):
         places[rows, y, x] = windows[source, row, column]
     places = sliding_window_view(canvases, (side, side), axis=(1, 2), writeable=True)
     places[rows, top, left] = np.maximum(places[rows, top, left], images)
-    return np.minimum(canvases, 1, out=canvases)
+    canvases[canvases > 0] = 255
+    return canvases
 
 
 def load_canvases(dataset, data_dir, digits, limit):
@@ -210,7 +214,9 @@ def load_canvases(dataset, data_dir, digits, limit):
     tensors = []
     for (images, labels), count, seed in zip(sets, (limit, limit // 6), (TRAIN_SEED, TEST_SEED), strict=True):
         index = np.arange(count) % len(images)
-        images = clutter(images[index], patch_source, seed) if dataset == "cluttered" else images[index]
+        images = images[index] if dataset == "mnist" else clutter(images[index], patch_source, seed)
+        if dataset == "enlarged":
+            images = images.repeat(2, axis=1).repeat(2, axis=2)
         tensors.append((torch.from_numpy(images)[:, None], torch.from_numpy(labels[index])))
     return *tensors, which
 
@@ -222,47 +228,73 @@ if platform.libc_ver()[0] == "glibc":  # else it returns a step's tensors to the
         ctypes.CDLL(None).mallopt(parameter, 2**30)
 
 
-def normalize(images, peak, mean, std):
-    """Turns uint8 (N, 1, side, side), values 0 to `peak`, into the float32 batch that the network sees."""
-    return images.float().div_(peak).sub_(mean).div_(std)
+def normalize(images, mean, std):
+    """Turns uint8 (N, 1, side, side) into the float32 batch that the network sees."""
+    return images.float().div_(255).sub_(mean).div_(std)
 
 
-def train(model, optimizer, images, labels, to_batch, max_grad_norm=None):
-    """Trains for one epoch, with the gradient's norm clipped at `max_grad_norm` if that is given.
+def watch(model, batch, pixels):
+    """`stn.limit_motion` for the classifier's transformer, or a context without effect if `pixels` is None."""
+    return nullcontext() if pixels is None else stn.limit_motion(model.stn.theta, batch, model.stn, pixels)
 
-    Returns the mean loss over the images, median and maximum of the steps' gradient norms before clipping (L2, of all
-    weights), and the fraction of steps that were clipped.
+
+def train(model, optimizer, images, labels, to_batch, max_grad_norm=None, max_motion=None, penalty=None):
+    """Trains for one epoch, with clipped gradients, limited steps and a penalty on `theta` where these are given.
+
+    Returns the mean loss over the images, without the penalty; median and maximum of the steps' gradient norms before
+    clipping (L2, of all weights), and the fraction of steps that were clipped; median and maximum of `stn.motion` of
+    every 16th step on its batch, and the fraction of steps that were shortened.
     """
     model.train()
-    total, norms = torch.zeros((), device=images.device), []
+    total, norms, motions, shortened = torch.zeros((), device=images.device), [], [], 0
     order = torch.randperm(len(images)).to(images.device)
-    for index in tqdm(order.split(BATCH_SIZE), unit="batch", **BAR):
-        loss = F.cross_entropy(model(to_batch(images[index])), labels[index])
+    for step, index in enumerate(tqdm(order.split(BATCH_SIZE), unit="batch", **BAR)):
+        batch = to_batch(images[index])
+        theta = model.stn.theta(batch)
+        loss = F.cross_entropy(model.classifier(model.stn.sample(batch, theta)), labels[index])
         optimizer.zero_grad()
-        loss.backward()
+        (loss + penalty(theta) if penalty else loss).backward()
         if max_grad_norm:
             norms.append(clip_grad_norm_(model.parameters(), max_grad_norm))
         else:
             norms.append(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
-        optimizer.step()
+        measured_pixels = math.inf if step % MOTION_EVERY == 0 else None
+        with (
+            watch(model, batch, measured_pixels) as measured,
+            watch(model, batch[:LIMIT_IMAGES], max_motion) as limited,
+        ):
+            optimizer.step()
+        if measured:
+            motions.append(measured.motion)
+        if limited:
+            shortened += limited.kept < 1
         total += loss.detach() * len(index)  # no .item() here: it would wait for the device in every step
-    norms = torch.stack(norms).cpu().numpy()
+    norms, motions = (torch.stack(values).cpu().numpy() for values in (norms, motions))
     return {
         "train/loss": total.item() / len(images),
         "train/grad_norm": float(np.median(norms)),
         "train/grad_norm_max": float(norms.max()),
         "train/clipped": float((norms > (max_grad_norm or math.inf)).mean()),
+        "stn/motion": float(np.median(motions)),
+        "stn/motion_max": float(motions.max()),
+        "stn/limited": shortened / len(norms),
     }
 
 
 @torch.no_grad()
 def test(model, images, labels, to_batch):
-    """Returns loss, accuracy in percent, and the transformer's scale, inside and spread, of all images at once."""
+    """Returns loss, accuracy in percent, and the transformer's scale, inside, spread and active, of all images at once.
+
+    Active is the fraction of the localization net's last hidden units that are positive, over images and units.
+    """
     model.eval()
-    outputs = []
+    outputs, active = [], []
+    last_layer = [module for module in model.stn.modules() if isinstance(module, nn.Linear)][-1]
+    hook = last_layer.register_forward_pre_hook(lambda _, inputs: active.append(inputs[0] > 0))
     for batch in map(to_batch, images.split(BATCH_SIZE)):
         theta = model.stn.theta(batch)
         outputs.append((theta, model.classifier(model.stn.sample(batch, theta))))
+    hook.remove()
     theta, logits = map(torch.cat, zip(*outputs, strict=True))
     return {
         "test/loss": F.cross_entropy(logits, labels).item(),
@@ -270,6 +302,7 @@ def test(model, images, labels, to_batch):
         "stn/scale": stn.scale(theta).item(),
         "stn/inside": stn.inside(theta).item(),
         "stn/spread": stn.spread(theta).item(),
+        "stn/active": torch.cat(active).float().mean().item() if active else None,  # None: theta needs no such units
     }
 
 
@@ -345,11 +378,17 @@ def draw_figure(model, images, to_batch, mean, std, title):
 
 # a row of a history, and of metrics.csv, is an epoch and these
 TAGS = ("train/loss", "test/loss", "test/accuracy", "stn/scale", "stn/inside", "stn/spread")
+TAGS += ("stn/active", "stn/motion", "stn/motion_max", "stn/limited")
 TAGS += ("train/grad_norm", "train/grad_norm_max", "train/clipped", "time/epoch_seconds")
-LINE = (
-    "epoch {epoch:3}  loss {train/loss:.4g}, {test/loss:.4g}  accuracy {test/accuracy:.2f} %  scale {stn/scale:.3g}"
-    "  inside {stn/inside:.2g}  spread {stn/spread:.2g}  {time/epoch_seconds:.1f} s"
-)
+
+
+def describe_epoch(row):
+    """The line of an epoch on the terminal; a figure that was not measured is left out."""
+    parts = [f"epoch {row['epoch']:3}  loss {row['train/loss']:.4g}, {row['test/loss']:.4g}"]
+    parts += [f"accuracy {row['test/accuracy']:.2f} %"]
+    figures = ("scale", 3), ("inside", 2), ("spread", 2), ("motion", 2), ("active", 2)
+    parts += [f"{name} {row['stn/' + name]:.{digits}g}" for name, digits in figures if row["stn/" + name] is not None]
+    return "  ".join([*parts, f"{row['time/epoch_seconds']:.0f} s"])
 
 
 def collapsed(history, bound=0.05):
@@ -472,10 +511,10 @@ class RunFolder:
         path = self.path / "checkpoint.pt"
         return load_state(path)["epoch"] if path.exists() else 0
 
-    def restore(self, model, optimizer):
-        """Loads the checkpoint, if there is one, into model, optimizer and history, and its digits for "auto".
+    def restore(self, model, optimizer, scheduler=None):
+        """Loads the checkpoint, if there is one, into what is given and into history, and its digits for "auto".
 
-        Raises RunError if it is damaged or another run's.
+        A setting that was not there when it was written was None. Raises RunError if it is damaged or another run's.
         """
         path = self.path / "checkpoint.pt"
         self.begun = path.exists()
@@ -487,11 +526,15 @@ class RunFolder:
             if self.settings["digits"] == "auto":
                 self.settings["digits"] = begun["digits"]
             wanted = self.settings
-            differs = [f"{key} was {begun[key]}, is {wanted[key]}" for key in wanted if begun[key] != wanted[key]]
+            differs = [
+                f"{key} was {begun.get(key)}, is {wanted[key]}" for key in wanted if begun.get(key) != wanted[key]
+            ]
             if not differs:
                 self.history = checkpoint["history"]
                 model.load_state_dict(checkpoint["model"])
                 optimizer.load_state_dict(checkpoint["optimizer"])
+                if scheduler:
+                    scheduler.load_state_dict(checkpoint["scheduler"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(f"{path} is of another format: put the right one there, or remove the folder") from error
         if differs:
@@ -529,7 +572,7 @@ class RunFolder:
         if self.figures() and count_frames(self.path / "progress.gif") != len(self.figures()):
             self.write_gif()
 
-    def save_epoch(self, history, model, optimizer, figure=None):
+    def save_epoch(self, history, model, optimizer, scheduler=None, figure=None):
         """Writes what an epoch brought, the last of `history`, and its figure, uint8 (H, W, 3), if there is one."""
         epoch = len(history)
         if figure is not None:
@@ -543,10 +586,12 @@ class RunFolder:
             if tag != "epoch" and value is not None:
                 self.writer.add_scalar(tag, value, epoch)
         self.writer.flush()
-        table = [("epoch", *TAGS), *([row["epoch"], *(row[tag] for tag in TAGS)] for row in history)]
-        write(self.path / "metrics.csv", "".join(",".join(map(str, line)) + "\n" for line in table).encode())
+        table = [("epoch", *TAGS), *([row["epoch"], *map(row.get, TAGS)] for row in history)]
+        lines = (",".join("" if cell is None else str(cell) for cell in line) + "\n" for line in table)
+        write(self.path / "metrics.csv", "".join(lines).encode())
         write(self.path / "run.json", json.dumps(self.settings | self.facts | summary, indent=2).encode())
         states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+        states |= {"scheduler": scheduler.state_dict()} if scheduler else {}
         states |= {"settings": self.settings, "cpu": self.facts["cpu"], "epoch": epoch}
         write_state(self.path / "checkpoint.pt", states)
         self.history = history
@@ -581,7 +626,7 @@ def parse_arguments(name, description, epochs, dataset):
     option("--device", choices=devices, default=devices[0], help="of those on this machine")
     option("--data-dir", default="data", help="folder of MNIST's files, downloaded into if need be")
     option("--digits", choices=["auto", "full", "embedded"], default="auto", help="MNIST, or the 5,000 in assets")
-    option("--dataset", choices=["cluttered", "mnist"], default=dataset, help="60 x 60, or plain digits, 28 x 28")
+    option("--dataset", choices=list(SIDES), default=dataset, help="60 x 60, or plain digits, 28 x 28, or 120 x 120")
     option("--limit", type=int, default=60000, help="train on the first N images, test on N/6")
     option("--log-dir", default=".", help="folder that run folders go into")
     option("--stop-on-collapse", action="store_true", help="end the run once the transformer sees nothing but fill")
@@ -615,10 +660,27 @@ def describe_optimizer(optimizer, model):
     return f"{type(optimizer).__name__}({'; '.join(groups)})"
 
 
-def describe_transformer(transformer):
-    """The class's name, and its source where it is a script's own."""
-    own = transformer.__module__ != stn.__name__
-    return " ".join(inspect.getsource(transformer).split()) if own else transformer.__name__
+def describe(given):
+    """What a script gave, a class or a function: its name, or its source where it is the script's own; None for None.
+
+    Of a `functools.partial` the arguments as well.
+    """
+    if given is None:
+        return None
+    if isinstance(given, partial):
+        arguments = ", ".join([*map(str, given.args), *(f"{key}={value}" for key, value in given.keywords.items())])
+        return f"{describe(given.func)}({arguments})"
+    own = given.__module__ != stn.__name__
+    return " ".join(inspect.getsource(given).split()) if own else given.__name__
+
+
+def describe_scheduler(scheduler):
+    """Its class, and the arguments that it keeps under their names; None for None."""
+    if scheduler is None:
+        return None
+    names = [name for name in inspect.signature(type(scheduler)).parameters if name not in ("optimizer", "last_epoch")]
+    kept = ", ".join(f"{name}={getattr(scheduler, name)}" for name in names if hasattr(scheduler, name))
+    return f"{type(scheduler).__name__}({kept})"
 
 
 def describe_machine(device):
@@ -647,48 +709,53 @@ def finished(history, args):
     return len(history) >= args.epochs or (args.stop_on_collapse and collapsed(history) is not None)
 
 
-def make_network(args, folder, transformer, make_optimizer):
-    """Returns network and optimizer, as the folder has them if it holds a run, else as they begin."""
+def make_network(args, folder, transformer, make_optimizer, make_scheduler):
+    """Returns network, optimizer and scheduler, as the folder has them if it holds a run, else as they begin."""
     torch.manual_seed(10_000 * args.seed)
-    side = CANVAS if args.dataset == "cluttered" else 28
-    model = stn.STNClassifier(side, folder.settings["fill"], transformer)
+    model = stn.STNClassifier(SIDES[args.dataset], folder.settings["fill"], transformer)
     model.to(args.device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model)
     folder.settings["optimizer"] = describe_optimizer(optimizer, model)
+    scheduler = make_scheduler(optimizer) if make_scheduler else None
+    folder.settings["scheduler"] = describe_scheduler(scheduler)
     folder.facts |= describe_machine(args.device)
-    folder.restore(model, optimizer)
-    return model, optimizer
+    folder.restore(model, optimizer, scheduler)
+    return model, optimizer, scheduler
 
 
-def run(args, folder, model, optimizer, max_grad_norm):
+def run(args, folder, model, optimizer, scheduler, penalty):
     """Trains from the folder's last epoch, or from the start, to the end that was asked for."""
     mean, std, digits = (folder.settings[key] for key in ("mean", "std", "digits"))
+    bounds = folder.settings["max_grad_norm"], folder.settings["max_motion"]
     *sets, folder.settings["digits"] = load_canvases(args.dataset, args.data_dir, digits, args.limit)
     train_set, test_set = ([tensor.to(args.device) for tensor in tensors] for tensors in sets)
-    to_batch = partial(normalize, peak=1 if args.dataset == "cluttered" else 255, mean=mean, std=std)
+    to_batch = partial(normalize, mean=mean, std=std)
 
     def draw(history):
         return draw_figure(model, test_set[0], to_batch, mean, std, folder.headline(history))
 
     folder.open_events()
     if not folder.begun:
-        folder.save_epoch([], model, optimizer, draw([]))
+        folder.save_epoch([], model, optimizer, scheduler, draw([]))
     say(f"{folder.headline(folder.history)}, of {args.epochs}, on {folder.facts['device']}")
     begun = len(folder.history)
     for epoch in trange(begun + 1, args.epochs + 1, initial=begun, total=args.epochs, unit="epoch", **BAR):
         torch.manual_seed(10_000 * args.seed + epoch)  # so that going on needs no random state
         started = time.perf_counter()
         row = {"epoch": epoch}
-        row |= train(model, optimizer, *train_set, to_batch, max_grad_norm)
+        row |= train(model, optimizer, *train_set, to_batch, *bounds, penalty)
         row |= test(model, *test_set, to_batch)
         row["time/epoch_seconds"] = time.perf_counter() - started
         if not math.isfinite(row["train/loss"] + row["test/loss"]):
             raise RunError(f"the loss is not finite in epoch {epoch}; {folder.path} keeps everything up to then")
+        if scheduler:
+            scheduler.step()
 
         history = [*folder.history, row]
         last = finished(history, args)
-        folder.save_epoch(history, model, optimizer, draw(history) if last or epoch % FIGURE_EVERY == 0 else None)
-        say(LINE.format_map(row))
+        figure = draw(history) if last or epoch % FIGURE_EVERY == 0 else None
+        folder.save_epoch(history, model, optimizer, scheduler, figure)
+        say(describe_epoch(row))
         for event in (collapsed, lost_solution):
             if event(history) and not event(history[:-1]):
                 say(f"{event.__name__.upper()} IN EPOCH {event(history)}".replace("_", " ITS "))
@@ -756,6 +823,9 @@ def run_experiment(
     fill=0.0,
     transformer=stn.SpatialTransformer,
     max_grad_norm=None,
+    max_motion=None,
+    make_scheduler=None,
+    penalty=None,
     dataset="cluttered",
     variant=None,
 ):
@@ -767,9 +837,12 @@ def run_experiment(
         make_optimizer: called with the `stn.STNClassifier`, returns its torch.optim.Optimizer.
         epochs: to train for, unless --epochs says otherwise.
         fill: value that the transformer samples outside the normalized image.
-        transformer: class of the transformer, called like `stn.SpatialTransformer`.
+        transformer: the transformer's class, or what else is called like `stn.SpatialTransformer`.
         max_grad_norm: bound of the norm of the whole gradient, by `clip_grad_norm_`; None for none.
-        dataset: "cluttered" or "mnist", unless --dataset says otherwise.
+        max_motion: bound of a step's motion in pixels of the input, by `stn.limit_motion`; None for none.
+        make_scheduler: called with the optimizer, returns its torch.optim.lr_scheduler, stepped once an epoch.
+        penalty: called with `theta` (N, 2, 3) of a batch, returns a scalar that is added to the loss trained on.
+        dataset: "cluttered", "mnist" or "enlarged", unless --dataset says otherwise.
         variant: what tells the runs of a script that makes several apart, part of the folder's name.
 
     Ends in one line on stderr and exit code 2 for wrong arguments, 1 for what else a user can mend, 128 + a signal.
@@ -779,14 +852,16 @@ def run_experiment(
     name = Path(script["__file__"]).stem
     args = parse_arguments(name, script["__doc__"], epochs, dataset)
     settings = {"experiment": name, "variant": variant, "mean": mean, "std": std, "fill": fill, "optimizer": None}
-    settings |= {"transformer": describe_transformer(transformer), "max_grad_norm": max_grad_norm}
+    settings |= {"transformer": describe(transformer), "max_grad_norm": max_grad_norm, "max_motion": max_motion}
+    settings |= {"scheduler": None, "penalty": describe(penalty)}
     settings |= {"dataset": args.dataset, "digits": args.digits, "limit": args.limit, "seed": args.seed}
     settings |= {"batch_size": BATCH_SIZE}
     facts = {"title": title, "epochs": args.epochs, "stop_on_collapse": args.stop_on_collapse}
+    facts["data_dir"] = str(Path(args.data_dir).absolute())
     folder = RunFolder(run_path(args, name, variant, dataset), settings, facts)
     with errors_in_one_line(name, folder, args.device), folder:
-        model, optimizer = make_network(args, folder, transformer, make_optimizer)
+        model, optimizer, scheduler = make_network(args, folder, transformer, make_optimizer, make_scheduler)
         folder.mend_gif()
         if not finished(folder.history, args):
-            run(args, folder, model, optimizer, max_grad_norm)
+            run(args, folder, model, optimizer, scheduler, penalty)
     conclude(args, folder)

@@ -4,16 +4,20 @@ Jaderberg, Simonyan, Zisserman, Kavukcuoglu: Spatial Transformer Networks, 2015,
 
 This file needs torch alone and can be copied as it is. Before a classifier of your own:
 
-    from stn import SpatialTransformer, inside, scale, spread
+    from stn import SpatialTransformer, limit_motion
 
-    transformer = SpatialTransformer(in_size=(64, 96), out_size=32, channels=3)  # for RGB images of 64 x 96 pixels
+    transformer = SpatialTransformer(in_size=(64, 96), out_size=32, channels=3, slope=0.1)  # RGB, 64 x 96 pixels
     model = torch.nn.Sequential(transformer, classifier)  # the classifier sees (N, 3, 32, 32)
-    optimizer = torch.optim.SGD(
-        [{"params": transformer.parameters(), "lr": 0.001}, {"params": classifier.parameters()}], lr=0.01
-    )
 
-and log `scale`, `inside` and `spread` of `transformer.theta(images)` once an epoch, over all test images.
+    with limit_motion(transformer.theta, images[:16], transformer) as step:  # images: those of the training step
+        optimizer.step()
+
+and log `step.motion`, and `scale`, `inside` and `spread` of `transformer.theta(images)` over all test images.
 """
+
+import math
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -37,27 +41,32 @@ class SpatialTransformer(nn.Module):
         fill: value sampled outside the image. `grid_sample` itself knows 0 only, which is black in a raw image and
             grey in one normalized by (x - mean) / std; there, black is -mean / std.
         channels: of the images, in and out; 1 for grey, 3 for RGB.
+        slope: of the localization net's LeakyReLUs where their input is negative; 0 for ReLUs, whose units can die.
 
     Raises:
         ValueError: `in_size` is too small, or a size is neither a side nor (height, width).
     """
 
-    def __init__(self, in_size, out_size=28, fill=0.0, channels=1):
+    def __init__(self, in_size, out_size=28, fill=0.0, channels=1, slope=0.0):
         super().__init__()
         self.in_size, self.out_size = sides(in_size), sides(out_size)
         self.fill, self.channels = float(fill), channels
         if min(self.in_size) < 18:
             raise ValueError(f"in_size is {in_size}, but the localization net needs images of at least 18 x 18 pixels")
         height, width = (((side - 6) // 2 - 4) // 2 for side in self.in_size)  # of the last feature map
+
+        def activation():
+            return nn.LeakyReLU(slope) if slope else nn.ReLU()
+
         self.localization = nn.Sequential(
             nn.Conv2d(channels, 8, kernel_size=7),
             nn.MaxPool2d(2),
-            nn.ReLU(),
+            activation(),
             nn.Conv2d(8, 10, kernel_size=5),
             nn.MaxPool2d(2),
-            nn.ReLU(),
+            activation(),
         )
-        self.fc_loc = nn.Sequential(nn.Linear(10 * height * width, 32), nn.ReLU(), nn.Linear(32, 6))
+        self.fc_loc = nn.Sequential(nn.Linear(10 * height * width, 32), activation(), nn.Linear(32, 6))
         nn.init.zeros_(self.fc_loc[-1].weight)  # training starts from the identity map
         self.fc_loc[-1].bias = nn.Parameter(torch.tensor([1.0, 0, 0, 0, 1, 0]))
 
@@ -149,3 +158,98 @@ def spread(theta):
     logged and not trained on: its gradient is not finite at 0.
     """
     return theta[:, :, 2].var(dim=0, correction=0).mean().sqrt()
+
+
+def motion(before, after, size):
+    """How far a change of `theta` moves the sampling points, in pixels of the input: a scalar tensor.
+
+    The root of the mean square over the images and over the region, in closed form: the mean of u u^T over the output's
+    [-1, 1] x [-1, 1] is I / 3. A pixel is where a bilinear sample gets another pair of neighbours, and so where its
+    gradient ends to hold.
+
+    `before` and `after` are (N, 2, 3), `size` the side of the input images in pixels, or (height, width). Raises
+    ValueError if the shapes differ or are others.
+    """
+    if before.dim() != 3 or before.shape[1:] != (2, 3) or after.shape != before.shape:
+        raise ValueError(f"theta is {list(before.shape)} and {list(after.shape)}, but should be [N, 2, 3] both times")
+    height, width = sides(size)
+    dtype = torch.promote_types(before.dtype, torch.float32)
+    change = after.to(dtype) - before.to(dtype)
+    half_sides = change.new_tensor([width / 2, height / 2])  # pixels to a unit of x and of y
+    squares = change[:, :, 2] ** 2 + (change[:, :, :2] ** 2).sum(dim=2) / 3
+    return (squares * half_sides**2).sum(dim=1).mean().sqrt()
+
+
+@torch.no_grad()
+def predict_in_eval_mode(predict, images, modules):
+    """Returns predict(images) with the modules in eval mode, whatever they are in before and afterwards.
+
+    Without autocast, since `theta` in 8 bits cannot tell how far a small step goes.
+    """
+    training = {module: module.training for each in modules for module in each.modules()}
+    try:
+        for module in training:
+            module.training = False
+        with torch.autocast(images.device.type, enabled=False):
+            return predict(images)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+@contextmanager
+def limit_motion(predict, images, modules, pixels=0.1):
+    """Around `optimizer.step()`: shortens the localization net's part of a step that moves the region too far.
+
+        with limit_motion(model.stn.theta, images[:16], model.stn) as step:
+            optimizer.step()
+
+    Where the step moves the sampling points of `images` by more than `pixels` (see `motion`), the modules' parameters
+    go back along it until it does not; the whole way if it makes them or `theta` infinite or nan. All else is as it
+    would be without: other weights, buffers, gradients, the optimizer's state, random numbers, train and eval mode.
+
+    Yields an object that has, after the step, `motion`, a scalar tensor in pixels, and `kept`, the fraction of the step
+    that is left, 1.0 if all of it is.
+
+    Args:
+        predict: function of images that returns their `theta` (N, 2, 3), such as `SpatialTransformer.theta`.
+        images: (N, C, H, W), some of those of the step, as the localization net sees them. Processes that train one
+            network together have to give the same ones.
+        modules: the localization net, a module or several; they are in eval mode while `theta` is predicted.
+        pixels: of the images, over 0; `math.inf` measures and limits nothing.
+
+    Raises:
+        ValueError: an argument is none of these, or the modules have no parameters.
+    """
+    modules = [modules] if isinstance(modules, nn.Module) else list(modules)
+    parameters = list(dict.fromkeys(parameter for module in modules for parameter in module.parameters()))
+    if not pixels > 0:
+        raise ValueError(f"pixels is {pixels}, but should be over 0")
+    if not parameters:
+        raise ValueError(f"modules are {modules}, but should be the localization net's, which have parameters")
+    if images.dim() != 4 or len(images) == 0:
+        raise ValueError(f"images are {list(images.shape)}, but should be [N, channels, height, width] with N over 0")
+    if images.is_floating_point():
+        images = images.to(parameters[0].dtype)  # they may be half of it under autocast
+
+    before = predict_in_eval_mode(predict, images, modules)
+    old = [parameter.detach().clone() for parameter in parameters]
+    step = SimpleNamespace(motion=None, kept=1.0)
+    yield step
+
+    def moved():
+        return motion(before, predict_in_eval_mode(predict, images, modules), images.shape[2:])
+
+    step.motion = moved()
+    if pixels == math.inf:
+        return
+    new = [parameter.detach().clone() for parameter in parameters]
+    finite = all(parameter.isfinite().all() for parameter in new)
+    while step.kept and not (finite and step.motion <= pixels):
+        # motion is about proportional to the step, so that the first try is mostly the last
+        step.kept *= 0.99 * min(1, (pixels / step.motion).nan_to_num(0).item()) if finite else 0
+        step.kept = step.kept if step.kept > 1e-6 else 0.0
+        with torch.no_grad():
+            for parameter, start, end in zip(parameters, old, new, strict=True):
+                parameter.copy_(torch.lerp(start, end, step.kept) if step.kept else start)
+        step.motion, finite = moved(), True

@@ -1,0 +1,25 @@
+"""Experiment 35: with input normalization, SGD with momentum, a localization net that cannot die, limited or not.
+
+The dose of 26, six limits of a step's motion in pixels, 20 epochs each: the same pixels for another optimizer?
+"""
+
+from functools import partial
+
+import torch
+
+from common import run_experiment
+from stn import SpatialTransformer
+
+for pixels in (0.03, 0.1, 0.3, 1, 3, None):
+    run_experiment(
+        title=f"normalized, momentum 0.9, leaky, limited to {pixels} px"
+        if pixels
+        else "normalized, momentum 0.9, leaky",
+        mean=0.1307,
+        std=0.3081,
+        make_optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
+        epochs=20,
+        transformer=partial(SpatialTransformer, slope=0.1),
+        max_motion=pixels,
+        variant=pixels or "unlimited",
+    )
