@@ -1,16 +1,20 @@
-"""What the experiments share, in the order in which data flow: digits, canvases, batches, figure, history, folder, run.
+"""What the experiments share, in the order in which data flow: digits, canvases, experiment, training, figure, run.
 
-A script calls `run_experiment` and nothing else.
+A script calls `run_experiment` and nothing else. The loop over the epochs is `run_epochs`.
 """
 
 import argparse
+import atexit
 import ctypes
+import errno
 import inspect
 import io
 import json
 import math
 import os
 import platform
+import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -20,10 +24,13 @@ import tempfile
 import threading
 import time
 import warnings
+import zipfile
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.error import URLError
 
 import imageio.v3 as imageio
@@ -32,17 +39,15 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from filelock import FileLock, Timeout
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Polygon
-from matplotlib.transforms import Bbox, TransformedBbox
 from numpy.lib.stride_tricks import sliding_window_view
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from torchvision.datasets.utils import check_integrity
+from torchvision.transforms.functional import to_pil_image, to_tensor
+from torchvision.utils import make_grid
 from tqdm import tqdm, trange
 
 import stn
@@ -74,8 +79,11 @@ def say(line, file=None):
     try:
         tqdm.write(line, file=file)
         file.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):  # a pipe whose reader has ended, a terminal that was closed
+            raise
+        for name in ("stdout", "stderr"):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), getattr(sys, name).fileno())
 
 
 # --------------------------------------------------------------------------------------------------------------- digits
@@ -221,47 +229,195 @@ def load_canvases(dataset, data_dir, digits, limit):
     return *tensors, which
 
 
-# ---------------------------------------------------------------------------------------------- batches, train and test
+# ----------------------------------------------------------------------------------------------------------- experiment
+
+
+def plain(value):
+    """The value with Python's numbers for numpy's, also in dicts, lists and tuples: torch.load takes no others."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    return {plain(key): plain(item) for key, item in value.items()} if type(value) is dict else value
+
+
+def source(thing):
+    """The source of a function, or of what a class holds, on one line without comments."""
+    if inspect.isclass(thing):  # by parts, since inspect finds no class of a script that is run by another program
+        bases = ", ".join(base.__name__ for base in thing.__bases__)
+        held = {name: member for name, member in vars(thing).items() if not hasattr(type, name) or callable(member)}
+        parts = [source(each) if inspect.isfunction(each) else f"{name} = {each!r}" for name, each in held.items()]
+        return " ".join([f"class {thing.__name__}({bases}):", *parts])
+    lines = inspect.getsource(thing).splitlines()
+    return " ".join(" ".join(re.sub(r"(^|\s)# .*", "", line) for line in lines).split())
+
+
+def describe(given):
+    """What a script gave, as JSON has it: a class or function by its name, or its source where it is no library's."""
+    if given is None or isinstance(given, (bool, int, float, str)):
+        return given
+    if isinstance(given, partial):
+        arguments = [*map(str, given.args), *(f"{name}={value}" for name, value in given.keywords.items())]
+        return f"{describe(given.func)}({', '.join(arguments)})"
+    if not (inspect.isclass(given) or inspect.isroutine(given)):
+        return describe(type(given))
+    library = (given.__module__ or "").partition(".")[0] in ("", "builtins", "stn", "torch", "torchvision")
+    return given.__name__ if library else source(given)
+
+
+def parts(module, held, name=""):
+    """Names of the largest parts of a network whose parameters are all among those `held`, a set of ids."""
+    own = {id(parameter) for parameter in module.parameters()}
+    if own and own <= held:
+        return [name]
+    dot = name and name + "."
+    names = [dot + key for key, parameter in module.named_parameters(recurse=False) if id(parameter) in held]
+    return sum((parts(child, held, dot + key) for key, child in module.named_children()), names)
+
+
+def describe_optimizer(optimizer, model):
+    """Its class, and each parameter group's options that are not the class's defaults, and what the group holds."""
+    defaults, groups = inspect.signature(type(optimizer)).parameters, []
+    for group in optimizer.param_groups:
+        known = [key for key in group if key in defaults and key != "lr" and group[key] == defaults[key].default]
+        options = ", ".join(f"{key}={value}" for key, value in group.items() if key not in ["params", *known])
+        held = ", ".join(parts(model, {id(parameter) for parameter in group["params"]}))
+        groups.append(f"{options} on {held}" if held else options)
+    return f"{type(optimizer).__name__}({'; '.join(groups)})"
+
+
+def describe_scheduler(scheduler):
+    """Its class, and the arguments that it keeps under their names; None for None."""
+    if scheduler is None:
+        return None
+    names = [name for name in inspect.signature(type(scheduler)).parameters if name not in ("optimizer", "last_epoch")]
+    kept = ", ".join(f"{name}={getattr(scheduler, name)}" for name in names if hasattr(scheduler, name))
+    return f"{type(scheduler).__name__}({kept})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What defines an experiment and, with the command line's choices, a run. The arguments of `run_experiment`.
+
+    Fields:
+        name: of the script's file, without .py; no argument.
+        title: what sets the experiment apart, short enough for a legend.
+        mean, std: the network sees (image - mean) / std of images in [0, 1].
+        make_optimizer: called with the `stn.STNClassifier`, returns its torch.optim.Optimizer.
+        epochs: to train for.
+        fill: value that the transformer samples outside the normalized image.
+        transformer: the transformer's class, or what else is called like `stn.SpatialTransformer`.
+        max_grad_norm: bound of the norm of the whole gradient, by `clip_grad_norm_`; None for none.
+        max_motion: bound of a step's motion in pixels of the input, by `stn.limit_motion`; None for none.
+        make_scheduler: called with the optimizer, returns its torch.optim.lr_scheduler, stepped once an epoch.
+        penalty: called with `theta` (N, 2, 3) of a batch, returns a scalar that is added to the loss trained on.
+        variant: what tells the runs of a script that makes several apart, a number or a word.
+        dataset, digits, limit, seed: as on the command line, which goes before them and before `epochs`.
+    """
+
+    name: str
+    title: str
+    mean: float
+    std: float
+    make_optimizer: Any
+    epochs: int
+    fill: float = 0.0
+    transformer: Any = stn.SpatialTransformer
+    max_grad_norm: float | None = None
+    max_motion: float | None = None
+    make_scheduler: Any = None
+    penalty: Any = None
+    variant: Any = None
+    dataset: str = "cluttered"
+    digits: str = "auto"
+    limit: int = 60000
+    seed: int = 0
+
+    def __post_init__(self):
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+
+    def normalize(self, images):
+        """Turns uint8 (N, C, side, side) into the float32 batch that the network sees."""
+        return images.float().div_(255).sub_(self.mean).div_(self.std)
+
+    def denormalize(self, batch):
+        """Turns what the network sees back into images in [0, 1]."""
+        return (batch * self.std + self.mean).clamp(0, 1)
+
+    def settings(self, network):
+        """All that defines a run, as JSON has it: a dict with the names of `SETTINGS`."""
+        given = {"experiment": self.name, "batch_size": BATCH_SIZE}
+        given["optimizer"] = describe_optimizer(network.optimizer, network.model)
+        given["scheduler"] = describe_scheduler(network.scheduler)
+        return {name: given[name] if name in given else describe(getattr(self, name)) for name in SETTINGS}
+
+
+class Network(NamedTuple):
+    """What a run trains, with what it trains it."""
+
+    model: stn.STNClassifier
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None
+
+
+FACTS = ("name", "title", "epochs")  # of the fields; a run that goes on may have others than it began with
+SETTINGS = [field.name.removeprefix("make_") for field in fields(Experiment) if field.name not in FACTS]
+SETTINGS = ("experiment", *SETTINGS, "batch_size")
+DEFAULTS = {field.name.removeprefix("make_"): describe(field.default) for field in fields(Experiment)}
+
+
+def make_network(experiment, device="cpu"):
+    """Returns the `Network` of an experiment as it is before training."""
+    torch.manual_seed(10_000 * experiment.seed)
+    model = stn.STNClassifier(SIDES[experiment.dataset], experiment.fill, experiment.transformer)
+    model.to(device, memory_format=torch.channels_last)
+    optimizer = experiment.make_optimizer(model)
+    return Network(model, optimizer, experiment.make_scheduler and experiment.make_scheduler(optimizer))
+
+
+def read_script(path):
+    """Returns the experiments of a script, a list of `Experiment`, and runs none of them."""
+    return runpy.run_path(str(path)).get("experiments", [])
+
+
+# ------------------------------------------------------------------------------------------------------- train and test
 
 if platform.libc_ver()[0] == "glibc":  # else it returns a step's tensors to the system, and faults them in in the next
     for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
         ctypes.CDLL(None).mallopt(parameter, 2**30)
 
 
-def normalize(images, mean, std):
-    """Turns uint8 (N, 1, side, side) into the float32 batch that the network sees."""
-    return images.float().div_(255).sub_(mean).div_(std)
-
-
 def watch(model, batch, pixels):
-    """`stn.limit_motion` for the classifier's transformer, or a context without effect if `pixels` is None."""
+    """`stn.limit_motion` of the classifier's transformer, or a context without effect if `pixels` is None."""
     return nullcontext() if pixels is None else stn.limit_motion(model.stn.theta, batch, model.stn, pixels)
 
 
-def train(model, optimizer, images, labels, to_batch, max_grad_norm=None, max_motion=None, penalty=None):
-    """Trains for one epoch, with clipped gradients, limited steps and a penalty on `theta` where these are given.
+def train(experiment, network, images, labels):
+    """Trains for one epoch on uint8 images (N, 1, side, side) and their labels (N,).
 
     Returns the mean loss over the images, without the penalty; median and maximum of the steps' gradient norms before
     clipping (L2, of all weights), and the fraction of steps that were clipped; median and maximum of `stn.motion` of
     every 16th step on its batch, and the fraction of steps that were shortened.
     """
+    model, optimizer, _ = network
     model.train()
     total, norms, motions, shortened = torch.zeros((), device=images.device), [], [], 0
     order = torch.randperm(len(images)).to(images.device)
     for step, index in enumerate(tqdm(order.split(BATCH_SIZE), unit="batch", **BAR)):
-        batch = to_batch(images[index])
+        batch = experiment.normalize(images[index])
         theta = model.stn.theta(batch)
         loss = F.cross_entropy(model.classifier(model.stn.sample(batch, theta)), labels[index])
         optimizer.zero_grad()
-        (loss + penalty(theta) if penalty else loss).backward()
-        if max_grad_norm:
-            norms.append(clip_grad_norm_(model.parameters(), max_grad_norm))
+        (loss + experiment.penalty(theta) if experiment.penalty else loss).backward()
+        if experiment.max_grad_norm:
+            norms.append(clip_grad_norm_(model.parameters(), experiment.max_grad_norm))
         else:
             norms.append(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
-        measured_pixels = math.inf if step % MOTION_EVERY == 0 else None
+        measured_every = math.inf if step % MOTION_EVERY == 0 else None
         with (
-            watch(model, batch, measured_pixels) as measured,
-            watch(model, batch[:LIMIT_IMAGES], max_motion) as limited,
+            watch(model, batch, measured_every) as measured,
+            watch(model, batch[:LIMIT_IMAGES], experiment.max_motion) as limited,
         ):
             optimizer.step()
         if measured:
@@ -274,7 +430,7 @@ def train(model, optimizer, images, labels, to_batch, max_grad_norm=None, max_mo
         "train/loss": total.item() / len(images),
         "train/grad_norm": float(np.median(norms)),
         "train/grad_norm_max": float(norms.max()),
-        "train/clipped": float((norms > (max_grad_norm or math.inf)).mean()),
+        "train/clipped": float((norms > (experiment.max_grad_norm or math.inf)).mean()),
         "stn/motion": float(np.median(motions)),
         "stn/motion_max": float(motions.max()),
         "stn/limited": shortened / len(norms),
@@ -282,7 +438,7 @@ def train(model, optimizer, images, labels, to_batch, max_grad_norm=None, max_mo
 
 
 @torch.no_grad()
-def test(model, images, labels, to_batch):
+def test(experiment, model, images, labels):
     """Returns loss, accuracy in percent, and the transformer's scale, inside, spread and active, of all images at once.
 
     Active is the fraction of the localization net's last hidden units that are positive, over images and units.
@@ -291,18 +447,18 @@ def test(model, images, labels, to_batch):
     outputs, active = [], []
     last_layer = [module for module in model.stn.modules() if isinstance(module, nn.Linear)][-1]
     hook = last_layer.register_forward_pre_hook(lambda _, inputs: active.append(inputs[0] > 0))
-    for batch in map(to_batch, images.split(BATCH_SIZE)):
+    for batch in map(experiment.normalize, images.split(BATCH_SIZE)):
         theta = model.stn.theta(batch)
         outputs.append((theta, model.classifier(model.stn.sample(batch, theta))))
     hook.remove()
     theta, logits = map(torch.cat, zip(*outputs, strict=True))
     return {
         "test/loss": F.cross_entropy(logits, labels).item(),
-        "test/accuracy": 100 * (logits.argmax(1) == labels).double().mean().item(),
+        "test/accuracy": 100 * ((logits.argmax(1) == labels).sum().item() / len(labels)),
         "stn/scale": stn.scale(theta).item(),
         "stn/inside": stn.inside(theta).item(),
         "stn/spread": stn.spread(theta).item(),
-        "stn/active": torch.cat(active).float().mean().item() if active else None,  # None: theta needs no such units
+        "stn/active": torch.cat(active).float().mean().item() if active else None,  # None where theta is fixed
     }
 
 
@@ -313,73 +469,76 @@ TILE, MARGIN, HEAD = 120, 9, 58  # pixels
 PANEL = 4 * TILE + 3  # tiles with a line of one pixel between them
 
 
-def outlines(theta, size):
+def fit(images, room):
+    """Enlarges images (N, C, H, W) by a whole factor, or shrinks them, to at most `room` pixels a side; grey to RGB."""
+    height, width = images.shape[2:]
+    zoom = room // max(height, width)
+    if zoom:
+        images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    else:
+        ratio = room / max(height, width)
+        images = F.interpolate(images, size=(round(height * ratio), round(width * ratio)), mode="area")
+    return images.expand(-1, 3, -1, -1)
+
+
+def pad(images, height, width, grey):
+    """Puts images (N, 3, H, W) in the middle of larger ones, of one grey (0 to 1)."""
+    down, right = height - images.shape[2], width - images.shape[3]
+    return F.pad(images, (right // 2, right - right // 2, down // 2, down - down // 2), value=grey)
+
+
+def outlines(theta, height, width):
     """Corners (N, 4, 2) of the sampled regions: `theta` (N, 2, 3) applied to (+-1, +-1).
 
-    In pixels (x, y) of the square input images, whose outer edges lie at 0 and `size`.
+    In pixels (x, y) of input images of that size, whose outer edges lie at 0 and `width`, 0 and `height`.
     """
-    corners = torch.tensor([[-1.0, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]], device=theta.device)
-    return (corners @ theta.transpose(1, 2) + 1) * size / 2
+    corners = theta.new_tensor([[-1, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]])
+    return (corners @ theta.transpose(1, 2) + 1) * theta.new_tensor([width, height]) / 2
 
 
-def add_outline(axes, corners, tile):
-    """Draws the outline of corners (4, 2), clipped to the tile whose upper left corner is at `tile`; in pixels."""
-    polygon = Polygon(corners, fill=False, edgecolor="#ff8000", linewidth=1.5)
-    axes.add_patch(polygon).set_antialiased(False)
-    polygon.set_clip_box(TransformedBbox(Bbox([tile, tile + TILE]), axes.transData))
+def tiles_with_outlines(images, theta):
+    """The images half as large in tiles, a thin line around them, and the outlines of their regions, clipped there."""
+    small = fit(images, TILE // 2)
+    height, width = small.shape[2:]
+    tiles = pad(pad(small, height + 2, width + 2, 0.47), TILE, TILE, 0.2)
+    corners = outlines(theta.cpu(), height, width) + torch.tensor([TILE - width, TILE - height]) // 2
+    corners = (corners - 0.5).round().clamp(-1e4, 1e4)  # Pillow's pixels are at whole numbers
+    for tile, (first, *others) in zip(tiles, corners.tolist(), strict=True):
+        picture = to_pil_image(tile)
+        ImageDraw.Draw(picture).line([*map(tuple, (first, *others, first))], fill="#ff8000", width=2)
+        tile.copy_(to_tensor(picture))
+    return tiles
 
 
 @torch.no_grad()
-def draw_figure(model, images, to_batch, mean, std, title):
+def draw_figure(experiment, model, images, title):
     """Draws 16 images, where the transformer looks in them, and what the classifier sees, as uint8 (H, W, 3).
 
-    In the middle panel an image is half as large, so that a region that leaves it is seen leaving. Tiles are enlarged
+    In the middle panel an image is half as large, so that a region that leaves it is seen leaving. Images are enlarged
     by whole factors and outlines are not antialiased, which keeps the GIF small.
     """
     model.eval()
-    batch = to_batch(images[:SHOWN])
+    batch = experiment.normalize(images[:SHOWN])
     theta = model.stn.theta(batch)
-    pair = batch, model.stn.sample(batch, theta)
-    inputs, transformed = ((x * std + mean).clamp(0, 1)[:, 0].cpu().numpy() for x in pair)
-    polygons = outlines(theta, images.shape[-1]).cpu().numpy()
-
-    width, height = 4 * MARGIN + 3 * PANEL, HEAD + PANEL + MARGIN
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    axes.text(MARGIN, 6, title, va="top", fontsize=13)
-    panels = (
-        ("Dataset images", inputs, 1),
-        ("Learned transformations", inputs, 2),
-        ("Transformed images", transformed, 1),
-    )
-    for panel, (name, tiles, room) in enumerate(panels):
-        left, zoom = MARGIN + panel * (PANEL + MARGIN), TILE // room // tiles.shape[-1]
-        side = zoom * tiles.shape[-1]
-        mosaic = np.full((PANEL, PANEL), 0.35)
-        axes.text(left, HEAD - 5, name, va="bottom", fontsize=11)
-        for i, image in enumerate(tiles):
-            y, x = (np.array(divmod(i, 4)) * (TILE + 1)).tolist()
-            corner, pad = np.array([left + x, HEAD + y]), (TILE - side) // 2
-            if room > 1:
-                mosaic[y : y + TILE, x : x + TILE] = 0.2
-                mosaic[y + pad - 1 : y + pad + side + 1, x + pad - 1 : x + pad + side + 1] = 0.47  # a line around it
-                add_outline(axes, corner + pad + zoom * polygons[i], corner)
-            mosaic[y + pad : y + pad + side, x + pad : x + pad + side] = image.repeat(zoom, 0).repeat(zoom, 1)
-        extent = (left, left + PANEL, HEAD + PANEL, HEAD)
-        axes.imshow(mosaic, "gray", vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
-    axes.set(xlim=(0, width), ylim=(height, 0))  # pixels of the figure
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3] // 17 * 17  # 16 levels
+    shown, sampled = (experiment.denormalize(x).cpu() for x in (batch, model.stn.sample(batch, theta)))
+    panels = {
+        "Dataset images": pad(fit(shown, TILE), TILE, TILE, 0.35),
+        "Learned transformations": tiles_with_outlines(shown, theta),
+        "Transformed images": pad(fit(sampled, TILE), TILE, TILE, 0.35),
+    }
+    figure = Image.new("RGB", (4 * MARGIN + 3 * PANEL, HEAD + PANEL + MARGIN), "white")
+    write = ImageDraw.Draw(figure).text
+    size = next(s for s in range(16, 0, -1) if ImageFont.load_default(s).getlength(title) < figure.width - 2 * MARGIN)
+    write((MARGIN, 6), title, "black", ImageFont.load_default(size))
+    for number, (name, tiles) in enumerate(panels.items()):
+        left = MARGIN + number * (PANEL + MARGIN)
+        write((left, HEAD - 5), name, "black", ImageFont.load_default(14), anchor="ls")
+        mosaic = make_grid(tiles, nrow=4, padding=1, pad_value=0.35)[:, 1:-1, 1:-1]
+        figure.paste(to_pil_image(mosaic), (left, HEAD))
+    return np.asarray(figure) // 17 * 17  # 16 levels
 
 
 # ------------------------------------------------------------------------------------------------------ a run's history
-
-# a row of a history, and of metrics.csv, is an epoch and these
-TAGS = ("train/loss", "test/loss", "test/accuracy", "stn/scale", "stn/inside", "stn/spread")
-TAGS += ("stn/active", "stn/motion", "stn/motion_max", "stn/limited")
-TAGS += ("train/grad_norm", "train/grad_norm_max", "train/clipped", "time/epoch_seconds")
 
 
 def describe_epoch(row):
@@ -452,12 +611,14 @@ def write_state(path, state):
 
 
 def load_state(path):
-    """Loads what `write_state` wrote, tensors to the CPU. Raises RunError if it is damaged."""
+    """Loads what `write_state` wrote, tensors to the CPU. Raises RunError if it cannot be loaded."""
     data = io.BytesIO(path.read_bytes())
     try:
         return torch.load(data, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damage leads to
-        raise RunError(f"{path} is damaged: put a whole one there, or remove the folder to start afresh") from error
+        whole = zipfile.is_zipfile(data) and zipfile.ZipFile(data).testzip() is None
+        fault = f"holds more than numbers ({one_line(error)})" if whole else "is damaged"
+        raise RunError(f"{path} {fault}: put a whole one there, or remove the folder to start afresh") from error
 
 
 def count_frames(path):
@@ -476,20 +637,28 @@ class RunFolder:
 
     Args:
         path: the folder.
-        settings: dict of all that defines the run; a run begun with others is refused.
+        experiment: the `Experiment`; a run begun with other settings is refused.
         facts: dict of what else is worth knowing: title, epochs, machine and versions.
     """
 
-    def __init__(self, path, settings, facts):
-        self.path, self.settings, self.facts = path, settings, facts
+    def __init__(self, path, experiment, facts):
+        self.path, self.experiment, self.settings, self.facts = path, experiment, {}, facts
         self.history, self.begun, self.writer = [], False, None
         self.lock = FileLock(path / ".lock", timeout=0)
 
     def __enter__(self):
+        if not re.fullmatch(r"[\w.+-]+", self.path.name):
+            raise RunError(f"{self.path.name} is no name of a folder: the variant should be a number or a word")
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file where the run's folder goes: remove it, or choose another --log-dir")
         self.path.mkdir(parents=True, exist_ok=True)
-        self.lock.acquire()
+        try:
+            self.lock.acquire()
+        except Timeout as error:
+            raise RunError(
+                f"another process is running in {self.path}: wait for it, or choose another --log-dir; if none is, on "
+                f"no machine (it was killed where the file system has no flock), remove {self.path}/.lock"
+            ) from error
         for name in ("figures", "weights"):
             (self.path / name).mkdir(exist_ok=True)
         return self
@@ -501,8 +670,8 @@ class RunFolder:
 
     def headline(self, history):
         """What the run is and where it stands, as the title of a figure."""
-        digits = " (embedded digits)" if self.settings["digits"] == "embedded" else ""
-        line = f"{self.path.name}{digits}: {self.facts['title']}, epoch {len(history)}"
+        digits = " (embedded digits)" if self.experiment.digits == "embedded" else ""
+        line = f"{self.path.name}{digits}: {self.experiment.title}, epoch {len(history)}"
         line += f", accuracy {history[-1]['test/accuracy']:.2f} %" if history else ", before training"
         return line + (f", COLLAPSED in epoch {collapsed(history)}" if collapsed(history[-1:]) else "")
 
@@ -511,30 +680,28 @@ class RunFolder:
         path = self.path / "checkpoint.pt"
         return load_state(path)["epoch"] if path.exists() else 0
 
-    def restore(self, model, optimizer, scheduler=None):
-        """Loads the checkpoint, if there is one, into what is given and into history, and its digits for "auto".
+    def restore(self, network):
+        """Loads the checkpoint, if there is one, into network and history, and its digits for "auto".
 
-        A setting that was not there when it was written was None. Raises RunError if it is damaged or another run's.
+        A setting that an older run lacks had its default. Raises RunError if it is damaged or another run's.
         """
         path = self.path / "checkpoint.pt"
         self.begun = path.exists()
+        self.settings = self.experiment.settings(network)
         if not self.begun:
             return
         checkpoint = load_state(path)
         try:
-            begun, cpu = checkpoint["settings"], checkpoint["cpu"]
-            if self.settings["digits"] == "auto":
-                self.settings["digits"] = begun["digits"]
+            begun, cpu = DEFAULTS | checkpoint["settings"], checkpoint["cpu"]
+            if self.experiment.digits == "auto":
+                self.choose_digits(begun["digits"])
             wanted = self.settings
-            differs = [
-                f"{key} was {begun.get(key)}, is {wanted[key]}" for key in wanted if begun.get(key) != wanted[key]
-            ]
+            differs = [f"{key} was {begun[key]}, is {wanted[key]}" for key in wanted if begun[key] != wanted[key]]
             if not differs:
                 self.history = checkpoint["history"]
-                model.load_state_dict(checkpoint["model"])
-                optimizer.load_state_dict(checkpoint["optimizer"])
-                if scheduler:
-                    scheduler.load_state_dict(checkpoint["scheduler"])
+                for name, part in network._asdict().items():
+                    if part:
+                        part.load_state_dict(checkpoint[name])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(f"{path} is of another format: put the right one there, or remove the folder") from error
         if differs:
@@ -543,11 +710,21 @@ class RunFolder:
             )
         self.facts["cpu"] = cpu if cpu.endswith(self.facts["cpu"]) else f"{cpu}, then {self.facts['cpu']}"
 
+    def choose_digits(self, digits):
+        """Notes which digits a run has that was to take those that are to be had."""
+        self.experiment = replace(self.experiment, digits=digits)
+        self.settings["digits"] = digits
+
     def open_events(self):
         """Begins TensorBoard's events, or goes on with them after the last epoch, with the run's settings."""
+        now = int(time.time())
+        late = [path for path in sorted(self.path.glob("events.out.tfevents.*")) if int(path.name.split(".")[3]) >= now]
+        for number, path in enumerate(late, now - len(late)):  # TensorBoard reads them in the order of their names
+            path.rename(path.with_name(re.sub(r"\d+", f"{number:010}", path.name, count=1)))
         self.writer = SummaryWriter(self.path, purge_step=len(self.history) + 1 if self.begun else 0)
-        settings = {"title": self.facts["title"]} | {k: "none" if v is None else v for k, v in self.settings.items()}
+        settings = {"title": self.experiment.title} | self.settings
         outcome = dict.fromkeys(("outcome/best_accuracy", "outcome/failed_in_epoch", "stn/scale"), 0)
+        settings = {name: "none" if value is None else value for name, value in settings.items()}
         for summary in hparams(settings, outcome):  # add_hparams would make a run of its own
             self.writer.file_writer.add_summary(summary)
         rows = "".join(f"|{key}|{value}|\n" for key, value in (self.settings | self.facts).items())
@@ -567,17 +744,28 @@ class RunFolder:
         options = {"extension": ".gif", "duration": 500, "loop": 0, "save_all": True, "append_images": frames}
         write(self.path / "progress.gif", imageio.imwrite("<bytes>", imageio.imread(first), **options))
 
-    def mend_gif(self):
-        """Makes the GIF again if it is lost, torn or behind."""
+    def write_tables(self, history):
+        """Writes metrics.csv, where what an epoch did not measure is an empty cell, and run.json."""
+        names = list(dict.fromkeys(name for row in reversed(history) for name in row)) or ["epoch"]
+        cells = [names, *([row.get(name) for name in names] for row in history)]
+        lines = (",".join("" if cell is None else str(cell) for cell in row) + "\n" for row in cells)
+        write(self.path / "metrics.csv", "".join(lines).encode())
+        record = self.settings | self.facts | summarize(history)
+        write(self.path / "run.json", json.dumps(record, indent=2).encode())
+
+    def mend(self):
+        """Makes again what is lost and can be made of the rest: the tables, and the GIF, also if it is behind."""
+        if self.begun and not all((self.path / name).exists() for name in ("metrics.csv", "run.json")):
+            self.write_tables(self.history)
         if self.figures() and count_frames(self.path / "progress.gif") != len(self.figures()):
             self.write_gif()
 
-    def save_epoch(self, history, model, optimizer, scheduler=None, figure=None):
+    def save_epoch(self, history, network, figure=None):
         """Writes what an epoch brought, the last of `history`, and its figure, uint8 (H, W, 3), if there is one."""
         epoch = len(history)
         if figure is not None:
             write(self.path / "figures" / f"{epoch:03}.png", imageio.imwrite("<bytes>", figure, extension=".png"))
-            write_state(self.path / "weights" / f"{epoch:03}.pt", model.state_dict())
+            write_state(self.path / "weights" / f"{epoch:03}.pt", network.model.state_dict())
             self.writer.add_image("progress", figure, epoch, dataformats="HWC")
         summary = summarize(history)
         outcome = {"outcome/best_accuracy": summary["best_accuracy"], "outcome/failed_in_epoch": summary["failed"]}
@@ -586,14 +774,12 @@ class RunFolder:
             if tag != "epoch" and value is not None:
                 self.writer.add_scalar(tag, value, epoch)
         self.writer.flush()
-        table = [("epoch", *TAGS), *([row["epoch"], *map(row.get, TAGS)] for row in history)]
-        lines = (",".join("" if cell is None else str(cell) for cell in line) + "\n" for line in table)
-        write(self.path / "metrics.csv", "".join(lines).encode())
-        write(self.path / "run.json", json.dumps(self.settings | self.facts | summary, indent=2).encode())
-        states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-        states |= {"scheduler": scheduler.state_dict()} if scheduler else {}
-        states |= {"settings": self.settings, "cpu": self.facts["cpu"], "epoch": epoch}
-        write_state(self.path / "checkpoint.pt", states)
+        self.write_tables(history)
+        states = {name: part.state_dict() for name, part in network._asdict().items() if part}
+        states |= {"history": history, "settings": self.settings, "cpu": self.facts["cpu"], "epoch": epoch}
+        write_state(self.path / "checkpoint.pt", plain(states))
+        if epoch == 0:
+            load_state(self.path / "checkpoint.pt")  # now, and not once there are epochs to lose
         self.history = history
         if figure is not None:
             self.write_gif()
@@ -606,10 +792,10 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Shows the script's docstring as it stands, and the options' defaults."""
 
 
-def parse_arguments(name, description, epochs, dataset):
+def parse_arguments(experiment, description):
     """Parses the command line; ends in one line on stderr and exit code 2 if it is wrong."""
     parser = argparse.ArgumentParser(
-        prog=f"{name}.py",
+        prog=f"{experiment.name}.py",
         description=description,
         epilog="The same command goes on where it stopped. To start afresh, remove the run's folder.",
         formatter_class=HelpFormatter,
@@ -621,66 +807,23 @@ def parse_arguments(name, description, epochs, dataset):
         gpus = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
     devices = [*gpus, "cpu", *["mps"] * torch.backends.mps.is_available()]
     option = parser.add_argument
-    option("--epochs", type=int, default=epochs, help="train up to this epoch")
-    option("--seed", type=int, default=0, help="of initialization, shuffling and dropout")
+    option("--epochs", type=int, default=experiment.epochs, help="train up to this epoch")
+    option("--seed", type=int, default=experiment.seed, help="of initialization, shuffling and dropout")
     option("--device", choices=devices, default=devices[0], help="of those on this machine")
-    option("--data-dir", default="data", help="folder of MNIST's files, downloaded into if need be")
-    option("--digits", choices=["auto", "full", "embedded"], default="auto", help="MNIST, or the 5,000 in assets")
-    option("--dataset", choices=list(SIDES), default=dataset, help="60 x 60, or plain digits, 28 x 28, or 120 x 120")
-    option("--limit", type=int, default=60000, help="train on the first N images, test on N/6")
-    option("--log-dir", default=".", help="folder that run folders go into")
+    option("--data-dir", type=os.path.expanduser, default="data", help="folder of MNIST, downloaded into if need be")
+    option("--digits", choices=["auto", "full", "embedded"], default=experiment.digits, help="MNIST, or 5,000 of it")
+    option("--dataset", choices=list(SIDES), default=experiment.dataset, help="60 x 60, 28 x 28 or 120 x 120 pixels")
+    option("--limit", type=int, default=experiment.limit, help="train on the first N images, test on N/6")
+    option("--log-dir", type=os.path.expanduser, default=".", help="folder that run folders go into")
     option("--stop-on-collapse", action="store_true", help="end the run once the transformer sees nothing but fill")
     args = parser.parse_args()
     for name, low, high in (("epochs", 1, 9999), ("seed", 0, 99999), ("limit", 384, 60000)):
         if not low <= getattr(args, name) <= high:
             parser.error(f"argument --{name}: {getattr(args, name)} is not from {low} to {high}")
     for warning in caught:  # such as a driver that is too old
-        say(f"going on with --device cpu, since a GPU cannot be used: {one_line(warning.message)}", sys.stderr)
+        prefix = "" if gpus else "going on with --device cpu, since a GPU cannot be used: "
+        say(prefix + one_line(warning.message), sys.stderr)
     return args
-
-
-def parts(module, held, name=""):
-    """Names of the largest parts of a network whose parameters are all among those `held`, a set of ids."""
-    own = {id(parameter) for parameter in module.parameters()}
-    if own and own <= held:
-        return [name]
-    dot = name and name + "."
-    names = [dot + key for key, parameter in module.named_parameters(recurse=False) if id(parameter) in held]
-    return sum((parts(child, held, dot + key) for key, child in module.named_children()), names)
-
-
-def describe_optimizer(optimizer, model):
-    """Its class, and each parameter group's options that are not the class's defaults, and what the group holds."""
-    defaults, groups = inspect.signature(type(optimizer)).parameters, []
-    for group in optimizer.param_groups:
-        known = [key for key in group if key in defaults and key != "lr" and group[key] == defaults[key].default]
-        options = ", ".join(f"{key}={value}" for key, value in group.items() if key not in ["params", *known])
-        held = ", ".join(parts(model, {id(parameter) for parameter in group["params"]}))
-        groups.append(f"{options} on {held}" if held else options)
-    return f"{type(optimizer).__name__}({'; '.join(groups)})"
-
-
-def describe(given):
-    """What a script gave, a class or a function: its name, or its source where it is the script's own; None for None.
-
-    Of a `functools.partial` the arguments as well.
-    """
-    if given is None:
-        return None
-    if isinstance(given, partial):
-        arguments = ", ".join([*map(str, given.args), *(f"{key}={value}" for key, value in given.keywords.items())])
-        return f"{describe(given.func)}({arguments})"
-    own = given.__module__ != stn.__name__
-    return " ".join(inspect.getsource(given).split()) if own else given.__name__
-
-
-def describe_scheduler(scheduler):
-    """Its class, and the arguments that it keeps under their names; None for None."""
-    if scheduler is None:
-        return None
-    names = [name for name in inspect.signature(type(scheduler)).parameters if name not in ("optimizer", "last_epoch")]
-    kept = ", ".join(f"{name}={getattr(scheduler, name)}" for name in names if hasattr(scheduler, name))
-    return f"{type(scheduler).__name__}({kept})"
 
 
 def describe_machine(device):
@@ -696,11 +839,11 @@ def describe_machine(device):
     return facts | {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
 
 
-def run_path(args, name, variant, dataset):
+def run_path(experiment, args):
     """The folder of a run: its name carries what is not the script's default, such as "_mnist_seed3_limit600"."""
-    parts = [name] if variant is None else [name, str(variant)]
-    parts += [args.dataset] * (args.dataset != dataset)
-    parts += [f"seed{args.seed}"] * (args.seed != 0) + [f"limit{args.limit}"] * (args.limit != 60000)
+    parts = [experiment.name] if experiment.variant is None else [experiment.name, str(experiment.variant)]
+    parts += [args.dataset] * (args.dataset != experiment.dataset)
+    parts += [f"{name}{getattr(args, name)}" for name in ("seed", "limit") if vars(args)[name] != DEFAULTS[name]]
     return Path(args.log_dir, "_".join(parts))
 
 
@@ -709,52 +852,33 @@ def finished(history, args):
     return len(history) >= args.epochs or (args.stop_on_collapse and collapsed(history) is not None)
 
 
-def make_network(args, folder, transformer, make_optimizer, make_scheduler):
-    """Returns network, optimizer and scheduler, as the folder has them if it holds a run, else as they begin."""
-    torch.manual_seed(10_000 * args.seed)
-    model = stn.STNClassifier(SIDES[args.dataset], folder.settings["fill"], transformer)
-    model.to(args.device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(model)
-    folder.settings["optimizer"] = describe_optimizer(optimizer, model)
-    scheduler = make_scheduler(optimizer) if make_scheduler else None
-    folder.settings["scheduler"] = describe_scheduler(scheduler)
-    folder.facts |= describe_machine(args.device)
-    folder.restore(model, optimizer, scheduler)
-    return model, optimizer, scheduler
-
-
-def run(args, folder, model, optimizer, scheduler, penalty):
+def run_epochs(folder, network, train_set, test_set, args):
     """Trains from the folder's last epoch, or from the start, to the end that was asked for."""
-    mean, std, digits = (folder.settings[key] for key in ("mean", "std", "digits"))
-    bounds = folder.settings["max_grad_norm"], folder.settings["max_motion"]
-    *sets, folder.settings["digits"] = load_canvases(args.dataset, args.data_dir, digits, args.limit)
-    train_set, test_set = ([tensor.to(args.device) for tensor in tensors] for tensors in sets)
-    to_batch = partial(normalize, mean=mean, std=std)
+    experiment = folder.experiment
 
     def draw(history):
-        return draw_figure(model, test_set[0], to_batch, mean, std, folder.headline(history))
+        return draw_figure(experiment, network.model, test_set[0], folder.headline(history))
 
     folder.open_events()
     if not folder.begun:
-        folder.save_epoch([], model, optimizer, scheduler, draw([]))
+        folder.save_epoch([], network, draw([]))
     say(f"{folder.headline(folder.history)}, of {args.epochs}, on {folder.facts['device']}")
     begun = len(folder.history)
     for epoch in trange(begun + 1, args.epochs + 1, initial=begun, total=args.epochs, unit="epoch", **BAR):
-        torch.manual_seed(10_000 * args.seed + epoch)  # so that going on needs no random state
+        torch.manual_seed(10_000 * experiment.seed + epoch)  # so that going on needs no random state
         started = time.perf_counter()
         row = {"epoch": epoch}
-        row |= train(model, optimizer, *train_set, to_batch, *bounds, penalty)
-        row |= test(model, *test_set, to_batch)
+        row |= train(experiment, network, *train_set)
+        row |= test(experiment, network.model, *test_set)
         row["time/epoch_seconds"] = time.perf_counter() - started
         if not math.isfinite(row["train/loss"] + row["test/loss"]):
             raise RunError(f"the loss is not finite in epoch {epoch}; {folder.path} keeps everything up to then")
-        if scheduler:
-            scheduler.step()
+        if network.scheduler:
+            network.scheduler.step()
 
         history = [*folder.history, row]
         last = finished(history, args)
-        figure = draw(history) if last or epoch % FIGURE_EVERY == 0 else None
-        folder.save_epoch(history, model, optimizer, scheduler, figure)
+        folder.save_epoch(history, network, draw(history) if last or epoch % FIGURE_EVERY == 0 else None)
         say(describe_epoch(row))
         for event in (collapsed, lost_solution):
             if event(history) and not event(history[:-1]):
@@ -763,8 +887,17 @@ def run(args, folder, model, optimizer, scheduler, penalty):
             break
 
 
-def conclude(args, folder):
-    """Says what came of a run, and where it is."""
+def run(folder, args):
+    """Trains to the end that was asked for, unless the folder is there already, and says what came of it."""
+    network = make_network(folder.experiment, args.device)
+    folder.facts |= describe_machine(args.device)
+    folder.restore(network)
+    folder.mend()
+    if not finished(folder.history, args):
+        choice = folder.experiment
+        *sets, digits = load_canvases(choice.dataset, args.data_dir, choice.digits, choice.limit)
+        folder.choose_digits(digits)
+        run_epochs(folder, network, *([tensor.to(args.device) for tensor in tensors] for tensors in sets), args)
     end = {key.replace("_", " "): value for key, value in summarize(folder.history).items() if value is not None}
     say("finished: " + ", ".join(f"{key} {value:.4g}" for key, value in end.items()))
     logs = f"tensorboard --logdir {shlex.quote(args.log_dir)} {TENSORBOARD_OPTIONS}"
@@ -779,89 +912,60 @@ def mend_streams():
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))
-        getattr(sys, name).reconfigure(errors="backslashreplace")
+        if hasattr(getattr(sys, name), "reconfigure"):  # a notebook's has not
+            getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 @contextmanager
-def errors_in_one_line(name, folder, device):
+def errors_in_one_line(folder, device):
     """Turns what a user can mend into a line on stderr and an exit code; what is wrong with the program passes."""
 
     def interrupt(signum, _):
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)  # one is enough
         raise KeyboardInterrupt(signum)
 
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(each) != signal.SIG_IGN:  # as a script starts jobs with &, which Ctrl-C is not for
+            signal.signal(each, interrupt)
     threading.excepthook = lambda _: None  # TensorBoard's writer thread: flush() raises its errors again, here
+    begin = f"{folder.experiment.name}.py: error:"
     try:
         yield
     except KeyboardInterrupt as stop:
         say(f"stopped: the same command goes on after epoch {folder.last_epoch()}", sys.stderr)
         sys.exit(128 + stop.args[0])
-    except Timeout:
-        sys.exit(
-            f"{name}.py: error: another process is running in {folder.path}: wait for it, or choose another --log-dir; "
-            f"if none is, on no machine (it was killed where the file system has no flock), remove {folder.path}/.lock"
-        )
     except RunError as error:
-        sys.exit(f"{name}.py: error: {error}")
+        if folder.experiment.variant is None:
+            sys.exit(f"{begin} {error}")
+        say(f"{begin} {error}", sys.stderr)
+        atexit.register(os._exit, 1)  # the script's other runs come first
     except OSError as error:
-        epoch = len(folder.history)
-        sys.exit(f"{name}.py: error: {error}: mend this, and the same command goes on after epoch {epoch}")
-    except RuntimeError as error:  # such as no memory left, or a GPU that is too old for this torch
-        if device == "cpu":
+        sys.exit(f"{begin} {error}: mend this, and the same command goes on after epoch {len(folder.history)}")
+    except RuntimeError as error:
+        if device == "cpu" or not re.search("(CUDA|HIP|cuDNN) error|no kernel image|out of memory", str(error)):
             raise
-        sys.exit(f"{name}.py: error: {device} cannot be used: {one_line(error)}: mend this, or use --device cpu")
+        sys.exit(f"{begin} {device} cannot be used: {one_line(error)}: mend this, or use --device cpu")
 
 
-def run_experiment(
-    *,
-    title,
-    mean,
-    std,
-    make_optimizer,
-    epochs,
-    fill=0.0,
-    transformer=stn.SpatialTransformer,
-    max_grad_norm=None,
-    max_motion=None,
-    make_scheduler=None,
-    penalty=None,
-    dataset="cluttered",
-    variant=None,
-):
+def run_experiment(**arguments):
     """Runs an experiment as the command line says. The one call of a script, which names the experiment.
 
-    Args:
-        title: what sets the experiment apart, short enough for a legend.
-        mean, std: the network sees (image - mean) / std of images in [0, 1].
-        make_optimizer: called with the `stn.STNClassifier`, returns its torch.optim.Optimizer.
-        epochs: to train for, unless --epochs says otherwise.
-        fill: value that the transformer samples outside the normalized image.
-        transformer: the transformer's class, or what else is called like `stn.SpatialTransformer`.
-        max_grad_norm: bound of the norm of the whole gradient, by `clip_grad_norm_`; None for none.
-        max_motion: bound of a step's motion in pixels of the input, by `stn.limit_motion`; None for none.
-        make_scheduler: called with the optimizer, returns its torch.optim.lr_scheduler, stepped once an epoch.
-        penalty: called with `theta` (N, 2, 3) of a batch, returns a scalar that is added to the loss trained on.
-        dataset: "cluttered", "mnist" or "enlarged", unless --dataset says otherwise.
-        variant: what tells the runs of a script that makes several apart, part of the folder's name.
+    Takes the fields of `Experiment` but for its name. In a script that is read and not run (`read_script`) the
+    experiment is only noted.
 
     Ends in one line on stderr and exit code 2 for wrong arguments, 1 for what else a user can mend, 128 + a signal.
     """
-    mend_streams()
     script = inspect.currentframe().f_back.f_globals
-    name = Path(script["__file__"]).stem
-    args = parse_arguments(name, script["__doc__"], epochs, dataset)
-    settings = {"experiment": name, "variant": variant, "mean": mean, "std": std, "fill": fill, "optimizer": None}
-    settings |= {"transformer": describe(transformer), "max_grad_norm": max_grad_norm, "max_motion": max_motion}
-    settings |= {"scheduler": None, "penalty": describe(penalty)}
-    settings |= {"dataset": args.dataset, "digits": args.digits, "limit": args.limit, "seed": args.seed}
-    settings |= {"batch_size": BATCH_SIZE}
-    facts = {"title": title, "epochs": args.epochs, "stop_on_collapse": args.stop_on_collapse}
+    experiment = Experiment(name=Path(script["__file__"]).stem, **arguments)
+    if script["__name__"] != "__main__":
+        script.setdefault("experiments", []).append(experiment)
+        return
+    mend_streams()
+    args = parse_arguments(experiment, script["__doc__"])
+    chosen = {name: value for name, value in vars(args).items() if name in DEFAULTS}
+    facts = {"title": experiment.title, "epochs": args.epochs, "stop_on_collapse": args.stop_on_collapse}
     facts["data_dir"] = str(Path(args.data_dir).absolute())
-    folder = RunFolder(run_path(args, name, variant, dataset), settings, facts)
-    with errors_in_one_line(name, folder, args.device), folder:
-        model, optimizer, scheduler = make_network(args, folder, transformer, make_optimizer, make_scheduler)
-        folder.mend_gif()
-        if not finished(folder.history, args):
-            run(args, folder, model, optimizer, scheduler, penalty)
-    conclude(args, folder)
+    folder = RunFolder(run_path(experiment, args), replace(experiment, **chosen), facts)
+    with errors_in_one_line(folder, args.device), folder:
+        run(folder, args)

@@ -17,9 +17,11 @@ and log `step.motion`, and `scale`, `inside` and `spread` of `transformer.theta(
 
 import math
 from contextlib import contextmanager
+from numbers import Integral
 from types import SimpleNamespace
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import nn
 
@@ -27,9 +29,53 @@ from torch import nn
 def sides(size):
     """Turns a side in pixels, or (height, width), into (height, width). Raises ValueError if it is neither."""
     pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ValueError(f"a size is {size}, but should be a side in pixels or (height, width)")
-    return pair
+    if len(pair) != 2 or not all(isinstance(side, Integral) and side > 0 for side in pair):
+        raise ValueError(f"a size is {size!r}, but should be a side in pixels or (height, width)")
+    return int(pair[0]), int(pair[1])
+
+
+@torch.fx.wrap  # torch.fx takes such a function as a whole, and what is in it need not be traced
+def check_images(images, channels: int, height: int, width: int):
+    if images.dim() != 4 or list(images.shape[1:]) != [channels, height, width]:
+        raise ValueError(f"images are {list(images.shape)}, but should be [N, {channels}, {height}, {width}]")
+
+
+@torch.fx.wrap
+def linear(features, weight, bias):
+    """F.linear without autocast: in 8 bits, a region of 512 pixels could be placed to a pixel or two only."""
+    if torch.jit.is_scripting():
+        return F.linear(features, weight, bias)
+    with torch.autocast(features.device.type, enabled=False):
+        return F.linear(features.to(weight.dtype), weight, bias)
+
+
+def resample(images, theta, fill, height: int, width: int):
+    dtype = torch.promote_types(torch.promote_types(images.dtype, theta.dtype), torch.float32)
+    grid = F.affine_grid(theta.to(dtype), [images.size(0), 1, height, width], align_corners=False)
+    return (F.grid_sample(images.to(dtype) - fill, grid, align_corners=False) + fill).to(images.dtype)
+
+
+@torch.fx.wrap
+def sample(images, theta, fill, height: int, width: int):
+    """`SpatialTransformer.sample`. In float32 at least, whatever autocast says; the result in the images' type."""
+    if images.size(0) == 0:
+        return images.new_empty([0, images.size(1), height, width])
+    if torch.jit.is_scripting():
+        return resample(images, theta, fill, height, width)
+    with torch.autocast(images.device.type, enabled=False):
+        return resample(images, theta, fill, height, width)
+
+
+class Regression(nn.Linear):
+    """The linear layer that `theta` comes from: zero weights and the identity's bias to begin with."""
+
+    def __init__(self, features):
+        super().__init__(features, 6)
+        nn.init.zeros_(self.weight)
+        self.bias = nn.Parameter(torch.tensor([1.0, 0, 0, 0, 1, 0]))
+
+    def forward(self, features):
+        return linear(features, self.weight, self.bias)
 
 
 class SpatialTransformer(nn.Module):
@@ -38,19 +84,22 @@ class SpatialTransformer(nn.Module):
     Args:
         in_size: side of the input images in pixels, or (height, width), at least 18.
         out_size: side of the output images in pixels, or (height, width).
-        fill: value sampled outside the image. `grid_sample` itself knows 0 only, which is black in a raw image and
-            grey in one normalized by (x - mean) / std; there, black is -mean / std.
+        fill: value sampled outside the image, one or one a channel. `grid_sample` itself knows 0 only, which is black
+            in a raw image and grey in one normalized by (x - mean) / std; there, black is -mean / std.
         channels: of the images, in and out; 1 for grey, 3 for RGB.
         slope: of the localization net's LeakyReLUs where their input is negative; 0 for ReLUs, whose units can die.
 
     Raises:
-        ValueError: `in_size` is too small, or a size is neither a side nor (height, width).
+        ValueError: `in_size` is too small, a size is neither a side nor (height, width), or `fill` is not finite.
     """
 
     def __init__(self, in_size, out_size=28, fill=0.0, channels=1, slope=0.0):
         super().__init__()
-        self.in_size, self.out_size = sides(in_size), sides(out_size)
-        self.fill, self.channels = float(fill), channels
+        self.in_size, self.out_size, self.channels = sides(in_size), sides(out_size), int(channels)
+        values = torch.as_tensor(fill, dtype=torch.float32).view(-1, 1, 1)
+        if len(values) not in (1, channels) or not values.isfinite().all():
+            raise ValueError(f"fill is {fill}, but should be a finite number, or one for each of {channels} channels")
+        self.register_buffer("fill", values, persistent=False)
         if min(self.in_size) < 18:
             raise ValueError(f"in_size is {in_size}, but the localization net needs images of at least 18 x 18 pixels")
         height, width = (((side - 6) // 2 - 4) // 2 for side in self.in_size)  # of the last feature map
@@ -66,9 +115,7 @@ class SpatialTransformer(nn.Module):
             nn.MaxPool2d(2),
             activation(),
         )
-        self.fc_loc = nn.Sequential(nn.Linear(10 * height * width, 32), activation(), nn.Linear(32, 6))
-        nn.init.zeros_(self.fc_loc[-1].weight)  # training starts from the identity map
-        self.fc_loc[-1].bias = nn.Parameter(torch.tensor([1.0, 0, 0, 0, 1, 0]))
+        self.fc_loc = nn.Sequential(nn.Linear(10 * height * width, 32), activation(), Regression(32))
 
     def theta(self, images):
         """Predicts the affine maps (N, 2, 3) of the images (N, channels, height, width).
@@ -78,9 +125,7 @@ class SpatialTransformer(nn.Module):
 
         Raises ValueError if the images are not of `channels` and `in_size`.
         """
-        height, width = self.in_size
-        if images.dim() != 4 or list(images.shape[1:]) != [self.channels, height, width]:
-            raise ValueError(f"images are {list(images.shape)}, but should be [N, {self.channels}, {height}, {width}]")
+        check_images(images, self.channels, *self.in_size)
         return self.fc_loc(self.localization(images).flatten(1)).view(-1, 2, 3)
 
     def sample(self, images, theta):
@@ -88,9 +133,7 @@ class SpatialTransformer(nn.Module):
 
         Returns (N, C, *out_size).
         """
-        height, width = self.out_size
-        grid = F.affine_grid(theta, [images.size(0), 1, height, width], align_corners=False)
-        return F.grid_sample(images - self.fill, grid, align_corners=False) + self.fill
+        return sample(images, theta, self.fill, *self.out_size)
 
     def forward(self, images):
         """Resamples images (N, channels, *in_size) to (N, channels, *out_size)."""
@@ -98,17 +141,18 @@ class SpatialTransformer(nn.Module):
 
 
 class STNClassifier(nn.Module):
-    """A spatial transformer to 28 x 28 pixels, and a small convolutional network that classifies what it returns.
+    """A spatial transformer, and a small convolutional network that classifies what it returns.
 
     Args:
         in_size: side of the grey input images in pixels, or (height, width), at least 18.
         fill: value sampled outside the image, see `SpatialTransformer`.
-        transformer: class of the transformer, called like `SpatialTransformer`.
+        transformer: called like `SpatialTransformer`; its `out_size`, 16 pixels or more, is what the classifier sees.
     """
 
     def __init__(self, in_size=60, fill=0.0, transformer=SpatialTransformer):
         super().__init__()
-        self.stn = transformer(in_size, out_size=28, fill=fill)
+        self.stn = transformer(in_size, fill=fill)
+        height, width = (((side - 4) // 2 - 4) // 2 for side in self.stn.out_size)  # of the last feature map
         self.classifier = nn.Sequential(
             nn.Conv2d(1, 10, kernel_size=5),
             nn.MaxPool2d(2),
@@ -118,7 +162,7 @@ class STNClassifier(nn.Module):
             nn.MaxPool2d(2),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(320, 50),
+            nn.Linear(20 * height * width, 50),
             nn.ReLU(),
             nn.Dropout(),
             nn.Linear(50, 10),
@@ -146,8 +190,13 @@ def inside(theta, out_size=28):
     only fill.
     """
     height, width = sides(out_size)
-    grid = F.affine_grid(theta, [theta.size(0), 1, height, width], align_corners=False)
-    return (grid.abs() <= 1).all(dim=-1).float().mean()
+    theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
+    count = torch.zeros((), dtype=torch.int64, device=theta.device)
+    with torch.autocast(theta.device.type, enabled=False):
+        for part in theta.split(64):  # the grids of all images at once could be gigabytes
+            grid = F.affine_grid(part, [len(part), 1, height, width], align_corners=False)
+            count += (grid.abs() <= 1).all(dim=-1).sum()
+    return count.to(theta.dtype) / (len(theta) * height * width)
 
 
 def spread(theta):
@@ -164,28 +213,23 @@ def motion(before, after, size):
     """How far a change of `theta` moves the sampling points, in pixels of the input: a scalar tensor.
 
     The root of the mean square over the images and over the region, in closed form: the mean of u u^T over the output's
-    [-1, 1] x [-1, 1] is I / 3. A pixel is where a bilinear sample gets another pair of neighbours, and so where its
-    gradient ends to hold.
+    [-1, 1] x [-1, 1] is I / 3. A bilinear sample's gradient holds between neighbouring pixels, that is for a pixel.
 
     `before` and `after` are (N, 2, 3), `size` the side of the input images in pixels, or (height, width). Raises
-    ValueError if the shapes differ or are others.
+    ValueError if these are not their shapes.
     """
     if before.dim() != 3 or before.shape[1:] != (2, 3) or after.shape != before.shape:
         raise ValueError(f"theta is {list(before.shape)} and {list(after.shape)}, but should be [N, 2, 3] both times")
     height, width = sides(size)
     dtype = torch.promote_types(before.dtype, torch.float32)
     change = after.to(dtype) - before.to(dtype)
-    half_sides = change.new_tensor([width / 2, height / 2])  # pixels to a unit of x and of y
     squares = change[:, :, 2] ** 2 + (change[:, :, :2] ** 2).sum(dim=2) / 3
-    return (squares * half_sides**2).sum(dim=1).mean().sqrt()
+    return (squares * change.new_tensor([width / 2, height / 2]) ** 2).sum(dim=1).mean().sqrt()
 
 
 @torch.no_grad()
 def predict_in_eval_mode(predict, images, modules):
-    """Returns predict(images) with the modules in eval mode, whatever they are in before and afterwards.
-
-    Without autocast, since `theta` in 8 bits cannot tell how far a small step goes.
-    """
+    """Returns predict(images) without autocast, the modules in eval mode, and as they were afterwards."""
     training = {module: module.training for each in modules for module in each.modules()}
     try:
         for module in training:

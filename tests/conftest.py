@@ -52,11 +52,18 @@ def run(log_dir, *options, **arguments):
     return finish(start(log_dir, *options, **arguments), log_dir)
 
 
+def experiment(**given):
+    """An `Experiment` like the first, but for what is given."""
+    fixed = {"name": "classification_experiment_1", "title": "for tests", "mean": 0.1307, "std": 0.3081, "epochs": 1}
+    fixed["make_optimizer"] = lambda model: torch.optim.SGD(model.parameters(), lr=0.01)
+    return common.Experiment(**(fixed | given))
+
+
 def read_metrics(folder):
-    """metrics.csv as a structured array, its columns named as in its head."""
+    """metrics.csv as a structured array, its columns named as in its head, an empty cell as nan."""
     lines = (folder / "metrics.csv").read_text().splitlines()
     names = lines[0].split(",")
-    rows = [tuple(map(float, line.split(","))) for line in lines[1:]]
+    rows = [tuple(float(cell or "nan") for cell in line.split(",")) for line in lines[1:]]
     return np.array(rows, dtype=[(name, float) for name in names])
 
 
@@ -91,13 +98,15 @@ def collapse(monkeypatch, epoch, back=None):
     """Lets the transformer look away from every image after an epoch's training, and at them whole after another's."""
     train = common.train
 
-    def looking_away(model, *args):
-        row, now = train(model, *args), torch.initial_seed() % 10_000  # each epoch is seeded by its number
+    def looking_away(experiment, network, *args):
+        row = train(experiment, network, *args)
+        now = torch.initial_seed() % 10_000  # each epoch is seeded by its number
+        last = network.model.stn.fc_loc[-1]
         if now == epoch:
-            model.stn.fc_loc[-1].weight.data.zero_()
-            model.stn.fc_loc[-1].bias.data = torch.tensor([1.0, 0, 50, 0, 1, 50])
+            last.weight.data.zero_()
+            last.bias.data = torch.tensor([1.0, 0, 50, 0, 1, 50])
         if now == back:
-            model.stn.fc_loc[-1].bias.data = torch.tensor([1.0, 0, 0, 0, 1, 0])
+            last.bias.data = torch.tensor([1.0, 0, 0, 0, 1, 0])
         return row
 
     monkeypatch.setattr(common, "train", looking_away)

@@ -15,7 +15,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, experiment
 from numpy.lib.stride_tricks import sliding_window_view
 from torchvision.datasets import utils
 
@@ -140,19 +140,19 @@ def test_a_canvas_is_its_digit_over_clutter(digits):
     (images, _), _, _ = digits
     canvases = common.clutter(images[:200], images, seed=3)
     assert canvases.shape == (200, 60, 60) and canvases.dtype == np.uint8
-    assert np.unique(canvases).tolist() == [0, 1]
+    assert np.unique(canvases).tolist() == [0, 255]
     bare = common.clutter(images[:200], np.zeros_like(images), seed=3)  # the same places, patches of nothing
     corners = []
     for digit, canvas, alone in zip(images[:200] > 0, canvases, bare, strict=True):
-        found = (sliding_window_view(alone, (28, 28)) == digit).all((2, 3)) & (digit.sum() == alone.sum())
+        found = (sliding_window_view(alone > 0, (28, 28)) == digit).all((2, 3)) & (digit.sum() == (alone > 0).sum())
         top, left = np.argwhere(found)[0]
-        assert found.sum() == 1 and (canvas[top : top + 28, left : left + 28] >= digit).all()
+        assert found.sum() == 1 and (canvas[top : top + 28, left : left + 28] >= 255 * digit).all()
         corners.append((top, left))
     assert np.min(corners) == 0 and np.max(corners) == 31  # randint(60 - 28) excludes its bound
 
 
 def test_patches_are_six_by_six_and_at_most_eight():
-    canvases = common.clutter(np.zeros((500, 28, 28), np.uint8), np.full((9, 28, 28), 200, np.uint8), seed=1)
+    canvases = common.clutter(np.zeros((500, 28, 28), np.uint8), np.full((9, 28, 28), 200, np.uint8), seed=1) > 0
     full = sliding_window_view(canvases, (6, 6), axis=(1, 2)).all((3, 4))
     union = np.zeros_like(canvases)
     for row in range(6):
@@ -178,7 +178,7 @@ def test_a_canvas_is_the_recipe_written_out(digits):
             expected[y : y + 6, x : x + 6] = images[source, row : row + 6, column : column + 6]
         window = expected[top : top + 28, left : left + 28]
         window[:] = np.maximum(window, digit)
-        assert np.array_equal(canvas, expected > 0)
+        assert np.array_equal(canvas, 255 * (expected > 0))
 
 
 def test_canvases_depend_on_their_seed_and_not_on_how_many_are_made(digits):
@@ -200,7 +200,7 @@ def test_the_set_has_the_size_of_the_full_one_and_repeats_the_embedded_digits():
 
 
 def test_normalization_maps_to_what_the_network_sees():
-    seen = common.normalize(torch.tensor([[0, 51, 255]], dtype=torch.uint8), peak=255, mean=0.1307, std=0.3081)
+    seen = experiment().normalize(torch.tensor([[0, 51, 255]], dtype=torch.uint8))
     expected = torch.tensor([[-0.1307 / 0.3081, (0.2 - 0.1307) / 0.3081, (1 - 0.1307) / 0.3081]])
     assert torch.allclose(seen, expected, atol=1e-6)
 

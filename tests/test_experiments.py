@@ -2,10 +2,11 @@
 
 import ast
 import copy
-import inspect
 import json
+import math
 import runpy
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,24 +24,13 @@ def path_of(number):
     return ROOT / f"classification_experiment_{number}.py"
 
 
-def calls(number):
-    """What a script calls `run_experiment` with: a list of dicts, every argument in it."""
-    called, signature = [], inspect.signature(common.run_experiment)
-
-    def note(**arguments):
-        bound = signature.bind(**arguments)
-        bound.apply_defaults()
-        called.append(bound.arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "run_experiment", note)
-        runpy.run_path(str(path_of(number)))
-    return called
+def read(number):
+    return common.read_script(path_of(number))
 
 
-def call(number):
-    (only,) = calls(number)
-    return only
+def only(number):
+    (experiment,) = read(number)
+    return experiment
 
 
 # ------------------------------------------------------------------------------------------------------- every script
@@ -53,48 +43,17 @@ def test_a_script_begins_with_a_docstring_that_asks_a_question(number):
 
 
 @every_script
-def test_a_script_differs_from_experiment_1_in_docstring_imports_arguments_and_the_transformers_class(number):
-    """Its statements: the docstring, imports, a class if the transformer is its own, one call, in a loop at most."""
-    _, *statements = ast.parse(path_of(number).read_text()).body
-    rest = [each for each in statements if not isinstance(each, ast.Import | ast.ImportFrom)]
-    *classes, last = rest
-    looped = isinstance(last, ast.For)
-    if looped:
-        (last,) = last.body
-    assert isinstance(last, ast.Expr) and isinstance(last.value, ast.Call)
-    assert last.value.func.id == "run_experiment" and not last.value.args
-    given = {keyword.arg: keyword.value for keyword in last.value.keywords}
-    assert given.keys() >= {"title", "mean", "std", "make_optimizer", "epochs"} and ("variant" in given) == looped
-    if classes:
-        (transformer,) = classes
-        assert isinstance(transformer, ast.ClassDef) and given["transformer"].id == transformer.name
-        assert len(transformer.body) == 1 and [base.id for base in transformer.bases] == ["SpatialTransformer"]
-    else:
-        assert "transformer" not in given
-
-
-@every_script
 def test_titles_fit_a_legend_and_tell_a_scripts_runs_apart(number):
-    titles, variants = zip(*((arguments["title"], arguments["variant"]) for arguments in calls(number)), strict=True)
-    assert len(set(titles)) == len(set(variants)) == len(titles)
-    assert all(10 < len(title) <= 60 for title in titles)
-
-
-@every_script
-def test_a_script_trains_plainly(number):
-    for arguments in calls(number):
-        optimizer = arguments["make_optimizer"](stn.STNClassifier(28, arguments["fill"], arguments["transformer"]))
-        for group in optimizer.param_groups:
-            assert not group.get("momentum") and not group["weight_decay"] and not group.get("amsgrad")
+    titles, variants = zip(*((each.title, each.variant) for each in read(number)), strict=True)
+    assert len(set(titles)) == len(set(variants)) == len(titles) and (len(titles) > 1) == (variants != (None,))
+    assert all(10 < len(title) <= 70 for title in titles)
 
 
 @every_script
 def test_every_parameter_is_held_once(number):
-    for arguments in calls(number):
-        model = stn.STNClassifier(28, arguments["fill"], arguments["transformer"])
-        held = [
-            id(parameter) for group in arguments["make_optimizer"](model).param_groups for parameter in group["params"]
-        ]
+    for experiment in read(number):
+        model, optimizer, _ = common.make_network(experiment)
+        held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
         assert sorted(held) == sorted(map(id, model.parameters()))
 
 
@@ -102,31 +61,24 @@ def test_every_parameter_is_held_once(number):
 def test_a_script_runs_an_epoch_and_records_its_settings_and_given_again_changes_nothing(number, log_dir):
     ended = run(log_dir, "--limit=384", "--epochs=1", number=number)
     assert ended.code == 0 and ended.err == "", ended.err
-    called = calls(number)
-    for arguments in called:
-        variant = [] if arguments["variant"] is None else [str(arguments["variant"])]
-        mnist = ["mnist"] * (arguments["dataset"] != "cluttered" and not variant)
-        folder = log_dir / "_".join([path_of(number).stem, *variant, *mnist, "limit384"])
+    experiments = read(number)
+    for experiment in experiments:
+        variant = [] if experiment.variant is None else [str(experiment.variant)]
+        folder = log_dir / "_".join([path_of(number).stem, *variant, "limit384"])
         run_json = json.loads((folder / "run.json").read_text())
-        for name in ("title", "mean", "std", "fill", "max_grad_norm", "dataset", "variant"):
-            assert run_json[name] == arguments[name], name
+        for name in ("title", "mean", "std", "fill", "max_grad_norm", "max_motion", "dataset", "variant"):
+            assert run_json[name] == getattr(experiment, name), name
         assert run_json["experiment"] == path_of(number).stem and run_json["epoch"] == run_json["epochs"] == 1
-        own = arguments["transformer"] is not stn.SpatialTransformer
-        assert run_json["transformer"].startswith(("class " if own else "") + arguments["transformer"].__name__)
-        model = stn.STNClassifier(28, arguments["fill"], arguments["transformer"])
-        optimizer = arguments["make_optimizer"](model)
-        assert run_json["optimizer"].startswith(type(optimizer).__name__ + "(")
-        for group in optimizer.param_groups:
-            assert f"lr={group['lr']}" in run_json["optimizer"]
-        assert run_json["optimizer"].count("lr=") == len(optimizer.param_groups)
+        settings = experiment.settings(common.make_network(experiment))
+        assert settings | {"digits": "embedded", "limit": 384} == {name: run_json[name] for name in settings}
         state = common.load_state(folder / "weights" / "001.pt")
         assert all(value.isfinite().all() for value in state.values())
-    assert len(list(log_dir.iterdir())) == len(called) == ended.out.count("finished: epoch 1")
+    assert len(list(log_dir.iterdir())) == len(experiments) == ended.out.count("finished: epoch 1")
 
     kept = files(log_dir)
     again = run(log_dir, "--limit=384", "--epochs=1", number=number)
-    assert again.code == 0 and again.err == "" and again.out.count("finished: epoch 1") == len(called)
-    assert again.out.count("\n") == 2 * len(called) and files(log_dir) == kept
+    assert again.code == 0 and again.err == "" and again.out.count("finished: epoch 1") == len(experiments)
+    assert again.out.count("\n") == 2 * len(experiments) and files(log_dir) == kept
 
 
 @every_script
@@ -134,7 +86,7 @@ def test_help_begins_with_what_the_experiment_asks_and_a_wrong_argument_is_a_lin
     docstring = ast.get_docstring(ast.parse(path_of(number).read_text()))
     monkeypatch.setattr(sys, "argv", [path_of(number).name, "--help"])
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(path_of(number)))
+        runpy.run_path(str(path_of(number)), run_name="__main__")
     out = capsys.readouterr().out
     usage, _, rest = out.partition("\n\n")
     assert end.value.code == 0 and usage.startswith("usage: ") and rest.startswith(docstring + "\n\n")
@@ -142,7 +94,7 @@ def test_help_begins_with_what_the_experiment_asks_and_a_wrong_argument_is_a_lin
 
     monkeypatch.setattr(sys, "argv", [path_of(number).name, "--epochs=0"])
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(path_of(number)))
+        runpy.run_path(str(path_of(number)), run_name="__main__")
     printed = capsys.readouterr()
     assert end.value.code == 2 and printed.out == "" and printed.err.count("\n") == 1
 
@@ -150,37 +102,53 @@ def test_help_begins_with_what_the_experiment_asks_and_a_wrong_argument_is_a_lin
 # ----------------------------------------------------------------------------------- what is easy to get wrong in some
 
 
-def rates(model, optimizer):
-    """The learning rate of each parameter, by its name."""
-    named = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {named[id(each)]: group["lr"] for group in optimizer.param_groups for each in group["params"]}
+ALL, ADAM = {"stn": 0.01, "classifier": 0.01}, {"stn": 0.001, "classifier": 0.001}
+SLOW_ADAM = {"stn": 0.0001, "classifier": 0.0001}
+OPTIMIZERS = {  # class, rates of the two parts, and momentum, as the design has them; a list where there are variants
+    **dict.fromkeys((1, 2, 4, 5, 6, 11, 13, 14, 15, 22, 23, 24), ("SGD", ALL, 0)),
+    **dict.fromkeys((3, 7, 16, 18), ("Adam", SLOW_ADAM, None)),
+    8: ("SGD", {"stn": 0.001, "classifier": 0.001}, 0),
+    9: ("Adam", ADAM, None),
+    10: ("SGD", ALL | {"stn": 0.001}, 0),
+    17: [("SGD", ALL | {"stn": rate}, 0) for rate in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)],
+    **dict.fromkeys((19, 20, 21, 32), ("Adam", ADAM, None)),
+    25: ("SGD", ALL, 0.9),
+    26: [("Adam", ADAM, None)] * 6,
+    27: ("Adam", ADAM | {"stn": 0.0001}, None),
+    28: [("SGD", ALL | {"stn": rate}, 0.9) for rate in (0.0001, 0.0003, 0.001)],
+    29: ("SGD", ALL | {"stn": 0.005}, 0),
+    30: [("SGD", ALL | {"stn": rate}, 0) for rate in (0.0003, 0.001, 0.003, 0.01, 0.01)],
+    31: [("Adam", ADAM, None)] * 4,
+    33: [("SGD", ALL, 0)] * 2,
+    34: ("SGD", ALL, 0),
+    35: [("SGD", ALL, 0.9)] * 6,
+}
 
 
-def test_experiment_10_lets_the_whole_localization_net_learn_ten_times_slower():
-    model = stn.STNClassifier()
-    found = rates(model, call(10)["make_optimizer"](model))
-    assert found == {name: 0.001 if name.startswith("stn.") else 0.01 for name, _ in model.named_parameters()}
+@every_script
+def test_each_optimizers_groups_hold_what_the_design_says(number):
+    if number == 12:
+        return  # two weights have a rate of their own, see below
+    wanted = OPTIMIZERS[number]
+    for experiment, (name, rates, momentum) in zip(
+        read(number), wanted if isinstance(wanted, list) else [wanted], strict=True
+    ):
+        model, optimizer, _ = common.make_network(experiment)
+        assert type(optimizer).__name__ == name
+        found = {id(each): group for group in optimizer.param_groups for each in group["params"]}
+        for parameter_name, parameter in model.named_parameters():
+            group = found[id(parameter)]
+            assert group["lr"] == rates[parameter_name.partition(".")[0]], parameter_name
+            assert group.get("momentum") == momentum and not group["weight_decay"]
 
 
 def test_experiment_12_takes_std_back_at_exactly_the_two_weights_that_see_the_image():
-    model = stn.STNClassifier()
-    found = rates(model, call(12)["make_optimizer"](model))
+    model, optimizer, _ = common.make_network(only(12))
+    named = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {named[id(each)]: group["lr"] for group in optimizer.param_groups for each in group["params"]}
     first = "stn.localization.0.weight", "classifier.0.weight"
     assert {name for name, rate in found.items() if rate != 0.01} == set(first)
-    assert [found[name] for name in first] == [pytest.approx(0.01 * call(12)["std"] ** 2, rel=1e-12)] * 2
-    assert call(12)["std"] == 0.3081 and call(2)["std"] == 1
-
-
-def test_experiment_17_has_a_run_a_rate_of_the_localization_net():
-    found = []
-    for arguments in calls(17):
-        model = stn.STNClassifier(28)
-        rate = rates(model, arguments["make_optimizer"](model))
-        assert {rate[name] for name in rate if name.startswith("classifier.")} == {0.01}
-        (own,) = {rate[name] for name in rate if name.startswith("stn.")}
-        assert own == arguments["variant"] and arguments["dataset"] == "mnist" and arguments["epochs"] == 20
-        found.append(own)
-    assert found == sorted(found) and len(set(found)) == 7 and {0.001, 0.01, 0.1} < set(found)
+    assert [found[name] for name in first] == [pytest.approx(0.01 * 0.3081**2, rel=1e-12)] * 2
 
 
 @pytest.mark.parametrize("number, bound", [(11, 1), (14, 25)])
@@ -190,12 +158,12 @@ def test_no_step_of_experiments_11_and_14_is_longer_than_rate_times_bound(number
     images, labels = torch.randint(2, (64, 1, 28, 28), dtype=torch.uint8), torch.randint(10, (64,))
 
     def step(number):
-        torch.manual_seed(0)
-        model = stn.STNClassifier(28, transformer=call(number)["transformer"])
-        before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
-        optimizer, max_grad_norm = call(number)["make_optimizer"](model), call(number)["max_grad_norm"]
-        row = common.train(model, optimizer, images, labels, lambda batch: 1e3 * batch.float(), max_grad_norm)
-        return row, (torch.nn.utils.parameters_to_vector(model.parameters()) - before).norm().item()
+        experiment = replace(only(number), dataset="mnist", mean=0, std=1 / 255e3)
+        network = common.make_network(experiment)
+        before = [parameter.detach().clone() for parameter in network.model.parameters()]
+        row = common.train(experiment, network, images, labels)
+        changes = zip(network.model.parameters(), before, strict=True)
+        return row, math.sqrt(sum((now - start).square().sum().item() for now, start in changes))
 
     row, length = step(number)
     assert row["train/grad_norm"] > 100 * bound and row["train/clipped"] == 1
@@ -206,14 +174,14 @@ def test_no_step_of_experiments_11_and_14_is_longer_than_rate_times_bound(number
 
 def test_experiment_13_cannot_leave_the_image():
     """Whatever the localization net says, also where the region is a point or turned over: it touches the image."""
-    transformer = call(13)["transformer"](28)
+    transformer = only(13).transformer(28)
     torch.manual_seed(0)
     transformer.fc_loc[-1].weight.data.normal_(std=1e4)
     images = torch.rand(256, 1, 28, 28)
     for bias in ([1.0, 0, 50, 0, 1, 50], [-1e6, 0, -1e6, 0, -1e6, -1e6], [0.0] * 6):
         transformer.fc_loc[-1].bias.data = torch.tensor(bias)
         theta = transformer.theta(images)
-        corners = common.outlines(theta, 2) - 1  # in grid_sample's coordinates
+        corners = common.outlines(theta, 2, 2) - 1  # in grid_sample's coordinates
         assert (theta.abs() <= 1).all() and (theta[:, :, 2].abs() <= 1).all()
         assert (corners.amin(dim=1) <= 1).all() and (corners.amax(dim=1) >= -1).all()
     plain = stn.SpatialTransformer(28)
@@ -224,7 +192,7 @@ def test_experiment_13_cannot_leave_the_image():
 @pytest.mark.parametrize("number", [15, 16])
 def test_experiments_15_and_16_smooth_what_is_sampled_and_not_what_the_localization_net_sees(number):
     torch.manual_seed(0)
-    smoothed, plain = call(number)["transformer"](60, fill=0.3), stn.SpatialTransformer(60, fill=0.3)
+    smoothed, plain = only(number).transformer(60, fill=0.3), stn.SpatialTransformer(60, fill=0.3)
     torch.nn.init.normal_(plain.fc_loc[-1].weight, std=0.5)
     smoothed.load_state_dict(plain.state_dict())
     images = torch.rand(8, 1, 60, 60)
@@ -243,7 +211,7 @@ def test_experiments_15_and_16_smooth_what_is_sampled_and_not_what_the_localizat
 
 def test_experiment_18_is_the_identity_whatever_the_weights_and_does_not_run_its_localization_net():
     torch.manual_seed(0)
-    model = stn.STNClassifier(60, transformer=call(18)["transformer"])
+    model = stn.STNClassifier(60, transformer=only(18).transformer)
     for parameter in model.stn.parameters():
         torch.nn.init.normal_(parameter)
 
@@ -256,7 +224,7 @@ def test_experiment_18_is_the_identity_whatever_the_weights_and_does_not_run_its
     images = torch.rand(5, 1, 60, 60)
     theta = model.stn.theta(images)
     assert theta.tolist() == [[[1, 0, 0], [0, 1, 0]]] * 5
-    optimizer = call(18)["make_optimizer"](model)
+    optimizer = only(18).make_optimizer(model)
     before = copy.deepcopy(model.state_dict())
     F.cross_entropy(model(images), torch.arange(5)).backward()
     optimizer.step()

@@ -1,0 +1,51 @@
+"""Experiment 31: with input normalization, Adam 0.001, two other localization nets before our classifier.
+
+Those of daviddao/spatial-transformer-tensorflow and aicaffeinelife/Pytorch-STN, which train with Adam 0.001 too, as
+they are, and limited (and leaky, where they have ReLUs), 30 epochs each: do they fail, as the document suspects?
+"""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from common import run_experiment
+from stn import Regression, SpatialTransformer
+
+
+class OfDaviddao(SpatialTransformer):
+    def __init__(self, in_size, out_size=28, fill=0.0):
+        super().__init__(in_size, out_size, fill)
+        first = nn.Linear(in_size**2, 20)
+        nn.init.zeros_(first.weight)
+        nn.init.normal_(first.bias, std=0.01)
+        self.localization = nn.Identity()
+        self.fc_loc = nn.Sequential(first, nn.Tanh(), nn.Dropout(0.2), Regression(20), nn.Tanh())
+
+
+class OfAicaffeinelife(SpatialTransformer):
+    def __init__(self, in_size, out_size=28, fill=0.0, slope=0.0):
+        super().__init__(in_size, out_size, fill)
+        first = nn.Conv2d(1, 32, kernel_size=3, padding=1, bias=False)
+        second, third = (nn.Conv2d(32, 32, kernel_size=3, padding=1, bias=False) for _ in range(2))
+        relu, pool = nn.LeakyReLU(slope), nn.MaxPool2d(2)
+        self.localization = nn.Sequential(first, relu, second, relu, pool, third, relu, pool, third, relu, pool)
+        self.fc_loc = nn.Sequential(nn.Linear(32 * (in_size // 8) ** 2, 1024), nn.Linear(1024, 6))
+
+
+for name, transformer, pixels in (
+    ("daviddao", OfDaviddao, None),
+    ("daviddao_limited", OfDaviddao, 0.1),
+    ("aicaffeinelife", OfAicaffeinelife, None),
+    ("aicaffeinelife_leaky_limited", partial(OfAicaffeinelife, slope=0.1), 0.1),
+):
+    run_experiment(
+        title=f"normalized, Adam 0.001, {name.replace('_', ', ')}",
+        mean=0.1307,
+        std=0.3081,
+        make_optimizer=lambda model: torch.optim.Adam(model.parameters(), lr=0.001),
+        epochs=30,
+        transformer=transformer,
+        max_motion=pixels,
+        variant=name,
+    )
