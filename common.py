@@ -279,8 +279,11 @@ def describe_optimizer(optimizer, model):
     """Its class, and each parameter group's options that are not the class's defaults, and what the group holds."""
     defaults, groups = inspect.signature(type(optimizer)).parameters, []
     for group in optimizer.param_groups:
+        group = group | {"lr": group.get("initial_lr", group["lr"])}  # as it was before a scheduler
         known = [key for key in group if key in defaults and key != "lr" and group[key] == defaults[key].default]
-        options = ", ".join(f"{key}={value}" for key, value in group.items() if key not in ["params", *known])
+        options = ", ".join(
+            f"{key}={value}" for key, value in group.items() if key not in ["params", "initial_lr", *known]
+        )
         held = ", ".join(parts(model, {id(parameter) for parameter in group["params"]}))
         groups.append(f"{options} on {held}" if held else options)
     return f"{type(optimizer).__name__}({'; '.join(groups)})"
