@@ -1,6 +1,4 @@
-"""Makes every figure here from the CSV files, and puts the tables into README.md and assets/README.md, in seconds:
-
-    python assets/make_figures.py
+"""Makes every figure here from the CSV files, and puts the tables into README.md and assets/README.md, in seconds.
 
 Figures are 8.5 inches wide at 200 dots an inch, so that at half size their letters are those of a page.
 """
@@ -8,10 +6,8 @@ Figures are 8.5 inches wide at 200 dots an inch, so that at half size their lett
 import io
 import math
 import statistics
-import sys
 import textwrap
 from itertools import groupby
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -23,22 +19,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 from PIL import Image
 
-ASSETS = Path(__file__).parent
-sys.path[:0] = [str(ASSETS), str(ASSETS.parent)]
-from collect import key_of, read_runs, read_table, solution_of  # noqa: E402
-from study import (  # noqa: E402
-    ONE_MAP,
-    best_before,
-    curvatures,
-    read_deaths,
-    read_published,
-    run_of,
-    sees,
-    solutions,
-)
-from tables import make_tables, with_tables  # noqa: E402
-
-from common import CANVAS, RunError, collapsed, lost_solution, outlines, write  # noqa: E402
+from assets import ASSETS, Command, study
+from assets.records import read_runs, read_table, run_key, weights_key
+from assets.tables import data_suffix, digits_of, make_tables, with_tables
+from common import SIDES, collapsed, lost_solution, outlines, write
 
 WIDTH = 8.5  # inches
 STYLE = {
@@ -59,7 +43,7 @@ BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#BBBBBB"
 SCALE_COLORS = LinearSegmentedColormap.from_list("scale", (BLUE, "#F4F4F4", VERMILION))  # no dark end: black is apart
 SCALE_COLORS = SCALE_COLORS.with_extremes(bad="black")
 SCALES = (0.5, 0.6, 0.8, 1, 1.4, 2, 3, 5)  # ticks of a logarithmic axis
-RATES = LogNorm(2e-5, 0.2)  # to viridis, but for its bright end
+RATE_NORM = LogNorm(2e-5, 0.2)  # to viridis, but for its bright end
 LABELS = {
     "test/accuracy": "test accuracy (%)",
     "test/loss": "test loss",
@@ -69,13 +53,8 @@ LABELS = {
     "stn/spread": "spread",
     "train/grad_norm": "gradient's norm",
 }
-RATE = "learning rate of the localization net"
-
-
-DATASETS = {  # colour, marker, side and name
-    "mnist": (BLUE, "o", 28, "plain digits, 28 x 28"),
-    "cluttered": (VERMILION, "D", CANVAS, f"cluttered digits, {CANVAS} x {CANVAS}"),
-}
+RATE_LABEL = "learning rate of the localization net"
+DATASETS = {"mnist": (BLUE, "o"), "cluttered": (VERMILION, "D"), "enlarged": ("#009E73", "s")}  # colour and marker
 
 
 class MissingError(Exception):
@@ -86,16 +65,15 @@ class MissingError(Exception):
 
 
 def read_study(assets):
-    """The runs of `collect.read_runs` on all images of the full digits."""
-    return [run for run in read_runs(assets) if (run["digits"], run["limit"]) == ("full", 60000)]
+    """All runs on all images of the full digits."""
+    return study.pick(read_runs(assets), **study.FULL)
 
 
 def by_experiment(runs):
     """Returns {(dataset, experiment): runs}, without the experiments whose runs have variants."""
     grouped = {}
-    for run in runs:
-        if run["variant"] is None:
-            grouped.setdefault((run["dataset"], run["experiment"]), []).append(run)
+    for run in study.pick(runs, variant=None):
+        grouped.setdefault((run["dataset"], run["experiment"]), []).append(run)
     return dict(sorted(grouped.items()))
 
 
@@ -142,6 +120,9 @@ def states(assets):
 # ------------------------------------------------------------------------------------------------------------- timeline
 
 
+STRIP_TEXT = {"va": "center", "fontsize": 6.5}
+
+
 def timeline_strip(history):
     """What the timeline shows of a run, epoch by epoch.
 
@@ -149,7 +130,7 @@ def timeline_strip(history):
     for all images (spread under 0.01; where that is not recorded: no), and the epoch that loses the solution, or None.
     """
     off_the_image = [collapsed([row]) is not None for row in history]
-    one_map = (column(history, "stn/spread") < ONE_MAP) & ~np.array(off_the_image)
+    one_map = (column(history, "stn/spread") < study.ONE_MAP) & ~np.array(off_the_image)
     return np.ma.array(np.log2(column(history, "stn/scale")), mask=off_the_image), one_map, lost_solution(history)
 
 
@@ -158,11 +139,40 @@ def wrap(title, width):
     return textwrap.wrap(title.replace(" ", "\xa0").replace(",\xa0", ", "), width, break_long_words=False)
 
 
+def draw_strip(axes, run, y):
+    """Draws the strip of a run, its upper edge at y, with its seed before it and its best accuracy behind."""
+    colors, one_map, lost = timeline_strip(run["history"])
+    edges = (0.5, len(colors) + 0.5, y + 0.92, y + 0.08)
+    norm = Normalize(-1, 1)
+    axes.imshow(colors[None], SCALE_COLORS, norm, aspect="auto", interpolation="nearest", extent=edges)
+    spans = [(i + 0.5, 1) for i in np.flatnonzero(one_map)]
+    axes.broken_barh(spans, (y + 0.08, 0.84), facecolor="none", edgecolor="black", hatch="/////", linewidth=0)
+    if lost:
+        axes.plot(lost, y + 0.5, "v", color="black", markersize=6, markeredgecolor="white", markeredgewidth=0.9)
+    mark_unrecorded = " " if any(row["stn/spread"] is not None for row in run["history"]) else "*"
+    axes.text(-0.5, y + 0.5, f"{run['seed']}{mark_unrecorded}", ha="right", **STRIP_TEXT)
+    stopped = ", stopped" if study.was_stopped(run) else ""
+    axes.text(len(colors) + 2, y + 0.5, f"{run['best_accuracy']:.1f}{stopped}", **STRIP_TEXT)
+
+
+def draw_timeline_legend(axes, asterisk):
+    handles = [
+        Patch(color="black", label="off the image (inside < 0.05)"),
+        Patch(facecolor="none", edgecolor="black", hatch="/////", linewidth=0, label="one map for all images"),
+        Line2D([], [], color="black", marker="v", linewidth=0, markersize=7, label="loses its solution"),
+    ]
+    if asterisk:
+        label = "one map or not was not recorded"
+        handles.append(Line2D([], [], linewidth=0, marker="$*$", color="black", label=label))
+    axes.legend(handles=handles, loc="center left")
+    axes.set_axis_off()
+
+
 def timeline(assets):
     """A strip a run, a cell an epoch, of the experiments without variants; the figure is as tall as they are many."""
     places, titles, top = [], {}, 0.0
-    for (dataset, number), runs in by_experiment(read_study(assets)).items():
-        lines = wrap(f"{number}: {runs[0]['title']}" + (", plain digits" if dataset == "mnist" else ""), 32)
+    for (_, experiment), runs in by_experiment(read_study(assets)).items():
+        lines = wrap(f"{experiment}: {runs[0]['title']}{data_suffix(runs[0])}", 32)
         height = max(len(runs), 1.4 * len(lines))
         middle = top + height / 2
         places += [(run, middle - len(runs) / 2 + i) for i, run in enumerate(runs)]
@@ -174,59 +184,63 @@ def timeline(assets):
     figure = Figure(figsize=(WIDTH, 0.11 * top + 1.3))
     ratios = {"height_ratios": (1.2, top), "width_ratios": (3, 1, 3, 1)}
     panels = figure.subplot_mosaic([["bar", ".", "legend", "."], ["strips"] * 4], gridspec_kw=ratios)
-    axes, norm = panels["strips"], Normalize(-1, 1)
-    small = {"va": "center", "fontsize": 6.5}
+    axes = panels["strips"]
     for run, y in places:
-        colors, one_map, lost = timeline_strip(run["history"])
-        edges = (0.5, len(colors) + 0.5, y + 0.92, y + 0.08)
-        axes.imshow(colors[None], SCALE_COLORS, norm, aspect="auto", interpolation="nearest", extent=edges)
-        spans = [(i + 0.5, 1) for i in np.flatnonzero(one_map)]
-        axes.broken_barh(spans, (y + 0.08, 0.84), facecolor="none", edgecolor="black", hatch="/////", linewidth=0)
-        if lost:
-            axes.plot(lost, y + 0.5, "v", color="black", markersize=6, markeredgecolor="white", markeredgewidth=0.9)
-        recorded = any(row["stn/spread"] is not None for row in run["history"])
-        axes.text(-0.5, y + 0.5, f"{run['seed']}{' ' if recorded else '*'}", ha="right", **small)
-        stopped = ", stopped" if run["epoch"] < run["epochs"] else ""
-        axes.text(len(colors) + 2, y + 0.5, f"{run['best_accuracy']:.1f}{stopped}", **small)
+        draw_strip(axes, run, y)
     last = max(len(run["history"]) for run, _ in places)
-    axes.text(-0.5, -0.6, "seed ", ha="right", **small)
-    axes.text(last + 9, -0.6, "at a strip's end: its best accuracy, %", ha="right", **small)
+    axes.text(-0.5, -0.6, "seed ", ha="right", **STRIP_TEXT)
+    axes.text(last + 9, -0.6, "at a strip's end: its best accuracy, %", ha="right", **STRIP_TEXT)
     axes.set(xlim=(0.5, last + 9), ylim=(top - 0.5, -1), xlabel="epoch")
     axes.set_xticks([1, *range(25, last + 1, 25)])
     axes.set_yticks([*titles.values()], [*titles])
     axes.tick_params("y", length=0, pad=16)
     axes.spines["left"].set_visible(False)
 
-    bar = figure.colorbar(ScalarMappable(norm, SCALE_COLORS), panels["bar"], orientation="horizontal", extend="both")
+    colors = ScalarMappable(Normalize(-1, 1), SCALE_COLORS)
+    bar = figure.colorbar(colors, panels["bar"], orientation="horizontal", extend="both")
     shown = [scale for scale in SCALES if scale <= 2]
     bar.set_ticks(np.log2(shown), labels=[f"{scale:g}" for scale in shown])
     bar.ax.set_title("zooms in  \N{LEFTWARDS ARROW}  scale  \N{RIGHTWARDS ARROW}  shrinks the image")
-    handles = [
-        Patch(color="black", label="off the image (inside < 0.05)"),
-        Patch(facecolor="none", edgecolor="black", hatch="/////", linewidth=0, label="one map for all images"),
-        Line2D([], [], color="black", marker="v", linewidth=0, markersize=7, label="loses its solution"),
-    ]
-    if any(run["history"][0]["stn/spread"] is None for run, _ in places):
-        handles.append(
-            Line2D([], [], linewidth=0, marker="$*$", color="black", label="one map or not was not recorded")
-        )
-    panels["legend"].legend(handles=handles, loc="center left")
-    panels["legend"].set_axis_off()
+    draw_timeline_legend(panels["legend"], any(run["history"][0]["stn/spread"] is None for run, _ in places))
     return figure
 
 
 # -------------------------------------------------------------------------------- the localization net's learning rate
 
 
-def over_the_rate(runs):
-    """Returns {dataset: {rate: the last row of each seed}} of the runs with variants, which are their rates."""
-    curves = {}
-    for run in runs:
-        if run["variant"] is not None:
-            curves.setdefault(run["dataset"], {}).setdefault(run["variant"], []).append(run["history"][-1])
-    if all(len(rates) < 2 for rates in curves.values()):
+def last_rows_by_rate(assets):
+    """Returns {dataset: {rate: the last row of each seed}} of experiment 17."""
+    curves = {
+        dataset: {rate: [run["history"][-1] for run in runs] for rate, runs in runs_by_rate.items()}
+        for dataset, runs_by_rate in study.by_rate(read_study(assets)).items()
+    }
+    if all(len(rows_by_rate) < 2 for rows_by_rate in curves.values()):
         raise MissingError("no runs at several learning rates of the localization net")
     return curves
+
+
+def draw_curve(axes, dataset, rows_by_rate, tag, factor):
+    """Draws a figure of one data set over rate x factor; returns the smallest one that is off the image, or inf."""
+    color, marker = DATASETS[dataset]
+    style = {"markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.4}
+    medians, first_off = [], math.inf
+    for rate, rows in rows_by_rate.items():
+        beside = np.linspace(-0.05, 0.05, len(rows))  # each other
+        x = rate * factor * (1 + beside - beside.mean())
+        off = np.array([tag == "stn/scale" and collapsed([row]) is not None for row in rows])
+        values = np.where(off, math.inf, column(rows, tag))
+        medians.append(statistics.median(values))
+        axes.plot(x[~off], values[~off], marker, color=color, **style)
+        if off.any():
+            edge = {"transform": axes.get_xaxis_transform(), "clip_on": False, "color": "black"}
+            axes.plot(x[off], np.full(off.sum(), 1 if dataset == "mnist" else 0.95), marker, **edge, **style)
+            first_off = min(first_off, x[off].min())
+    medians = [math.nan if value == math.inf else value for value in medians]
+    axes.plot([rate * factor for rate in rows_by_rate], medians, color=color, zorder=1)
+    side = SIDES[dataset]
+    label = f"{digits_of(dataset)} digits, {side} x {side}"
+    axes.plot([], [], color=color, marker=marker, markersize=4, label=label)
+    return first_off
 
 
 def draw_over_the_rate(axes, curves, tag, by_side=False):
@@ -235,31 +249,15 @@ def draw_over_the_rate(axes, curves, tag, by_side=False):
     Of scale, runs that are off the image are black points at the top edge; in the medians they are larger than any.
     `by_side` draws over rate x (side / 28)^2.
     """
-    black = []
-    for dataset, rates in sorted(curves.items(), reverse=True):
-        color, marker, side, label = DATASETS[dataset]
-        factor, medians = (side / 28) ** 2 if by_side else 1, []
+    first_off = math.inf
+    for dataset, rows_by_rate in curves.items():
         shift = 1 if len(curves) == 1 else 0.91 if dataset == "mnist" else 1.09
-        for rate, rows in rates.items():
-            beside = np.linspace(-0.05, 0.05, len(rows))  # each other
-            x = rate * factor * shift * (1 + beside - beside.mean())
-            off = np.array([tag == "stn/scale" and collapsed([row]) is not None for row in rows])
-            values = np.where(off, math.inf, column(rows, tag))
-            medians.append(statistics.median(values))
-            style = {"markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.4}
-            axes.plot(x[~off], values[~off], marker, color=color, **style)
-            if off.any():
-                edge = {"transform": axes.get_xaxis_transform(), "clip_on": False, "color": "black"}
-                height = 1 if dataset == "mnist" else 0.95
-                axes.plot(x[off], np.full(off.sum(), height), marker, **edge, **style)
-                black.append(x[off].min())
-        xs = [rate * factor * shift for rate in rates]
-        axes.plot(xs, [math.nan if value == math.inf else value for value in medians], color=color, zorder=1)
-        axes.plot([], [], color=color, marker=marker, markersize=4, label=label)
-    if black:
+        factor = shift * ((SIDES[dataset] / 28) ** 2 if by_side else 1)
+        first_off = min(first_off, draw_curve(axes, dataset, rows_by_rate, tag, factor))
+    if first_off < math.inf:
         where = {"ha": "right", "va": "center", "transform": axes.get_xaxis_transform()}
-        axes.text(min(black) / 1.2, 0.975, "off the image \N{RIGHTWARDS ARROW}", **where)
-    axes.set(xscale="log", xlabel=RATE + (" x (side / 28)²" if by_side else ""), ylabel=LABELS[tag])
+        axes.text(first_off / 1.2, 0.975, "off the image \N{RIGHTWARDS ARROW}", **where)
+    axes.set(xscale="log", xlabel=RATE_LABEL + (" x (side / 28)²" if by_side else ""), ylabel=LABELS[tag])
     axes.xaxis.set_major_formatter("{x:g}")
     if tag == "stn/scale":
         axes.axhline(1, color="grey", linewidth=0.6, zorder=0)
@@ -272,12 +270,12 @@ def draw_over_the_rate(axes, curves, tag, by_side=False):
 
 def rates(assets):
     """Scale after the last epoch over the localization net's learning rate, for the first screen."""
-    curves = over_the_rate(read_study(assets))
+    curves = last_rows_by_rate(assets)
     figure = Figure(figsize=(7, 3.3))
     axes = figure.subplots()
     draw_over_the_rate(axes, curves, "stn/scale")
     axes.set_ylabel("scale after the last epoch")
-    ticks = sorted({rate for rates in curves.values() for rate in rates})
+    ticks = sorted({rate for rows_by_rate in curves.values() for rate in rows_by_rate})
     axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
     axes.minorticks_off()
     axes.legend(loc="upper left")
@@ -289,7 +287,7 @@ def rates(assets):
 
 def rates_full(assets):
     """All figures of the last epoch over the rate, and scale over the rate times the square of the images' side."""
-    curves = over_the_rate(read_study(assets))
+    curves = last_rows_by_rate(assets)
     figure = Figure(figsize=(WIDTH, 5.2))
     panels = figure.subplot_mosaic([["stn/scale", "stn/inside", "stn/spread"], ["test/accuracy", "by side", "by side"]])
     for tag in ("stn/scale", "stn/inside", "stn/spread", "test/accuracy"):
@@ -303,29 +301,30 @@ def rates_full(assets):
 # ------------------------------------------------------------------------------------------------------------- failures
 
 
-def choose_failures(deaths, runs):
-    """Chooses two replays of `read_deaths`, one a kind, as {kind: steps from 60 before the fatal one to 60 after}.
+def choose_failures(replays, runs):
+    """Chooses two replays, one a kind, as {kind: steps from 60 before the failing one to 60 after}.
 
-    They are of runs that failed, on cluttered digits, and whole. 60 steps after the fatal one a transformer is off the
-    image if inside is under 0.02 and more than 0.02 of its hidden units are active, and has one map for all images if
-    it is the other way round. Of each kind it is one that recorded spread, if there is one, and of those the one whose
-    run had the best accuracy in the epochs before.
+    They are of runs that failed, on cluttered digits, and whole. 60 steps after the failing one a transformer is off
+    the image if inside is under 0.02 and more than 0.02 of its hidden units are active, and has one map for all images
+    if it is the other way round. Of each kind it is one that recorded spread, if there is one, and of those the one
+    whose run had the best accuracy in the epochs before.
 
     Raises MissingError if there is none of a kind.
     """
     kinds = {"off the image": [], "one map for all images": []}
-    for steps in deaths:
-        if steps[0]["dataset"] != "cluttered" or steps[0]["step"] > -60 or run_of(steps, runs)["failed"] is None:
-            continue
+    for steps in replays:
+        whole = steps[0]["dataset"] == "cluttered" and steps[0]["step"] <= -60
         after = next((step for step in steps if step["step"] == 60), None)
-        if after and after["inside"] < 0.02 < after["active"]:
+        if not whole or not after or study.run_of_replay(steps, runs)["failed"] is None:
+            continue
+        if after["inside"] < 0.02 < after["active"]:
             kinds["off the image"].append(steps)
-        elif after and after["active"] < 0.02 < after["inside"]:
+        elif after["active"] < 0.02 < after["inside"]:
             kinds["one map for all images"].append(steps)
     for kind, of_kind in kinds.items():
         if not of_kind:
-            raise MissingError(f"no failure in deaths.csv that ends with: {kind}")
-        best = max(of_kind, key=lambda steps: (steps[0]["spread"] is not None, best_before(steps, runs)))
+            raise MissingError(f"no failure in failures.csv that ends with: {kind}")
+        best = max(of_kind, key=lambda steps: (steps[0]["spread"] is not None, study.best_before(steps, runs)))
         kinds[kind] = [step for step in best if -60 <= step["step"] <= 60]
     return kinds
 
@@ -333,19 +332,19 @@ def choose_failures(deaths, runs):
 def failures(assets):
     """Two failures, as `choose_failures` chooses them, a column each: what the transformer does, step by step."""
     runs = read_study(assets)
-    chosen = choose_failures(read_deaths(assets), runs)
+    chosen = choose_failures(study.read_replays(assets), runs)
     names = {
         "inside": "inside",
         "active": "active hidden\nunits (fraction)",
         "spread": "spread",
         "scale": "scale",
-        "gradient of the localization net": "gradient of the\nlocalization net",
+        study.GRADIENT: "gradient of the\nlocalization net",
     }
     names = {name: label for name, label in names.items() if any(rows[0][name] is not None for rows in chosen.values())}
     figure = Figure(figsize=(WIDTH, 0.8 + 1.05 * len(names)))
     panels = figure.subplots(len(names), 2, sharex=True, sharey="row", squeeze=False)
     for axes, (kind, rows) in zip(panels.T, chosen.items(), strict=True):
-        run = run_of(rows, runs)
+        run = study.run_of_replay(rows, runs)
         where = f"{run['experiment']}: {run['title']}\nseed {run['seed']}, epoch {rows[0]['epoch']}"
         axes[0].set_title(f"{kind}\n\n", fontsize=10, fontweight="bold")
         axes[0].text(0.5, 1.06, where, transform=axes[0].transAxes, ha="center")
@@ -354,7 +353,7 @@ def failures(assets):
             values = column(rows, name)
             panel.axvline(0, color=VERMILION, linewidth=1.2)
             panel.plot(steps, values, color=BLUE)
-            if name.startswith("gradient"):
+            if name == study.GRADIENT:
                 panel.set_yscale("log")
                 zero = [step for step, value in zip(steps, values, strict=True) if value == 0]
                 edge = {"transform": panel.get_xaxis_transform(), "color": BLUE}
@@ -366,7 +365,7 @@ def failures(assets):
         axes[-1].set_xlabel("step")
     for panel, (name, label) in zip(panels[:, 0], names.items(), strict=True):
         panel.set_ylabel(label)
-        if not name.startswith("gradient"):
+        if not name == study.GRADIENT:
             panel.set_ylim(bottom=0)
     return figure
 
@@ -398,9 +397,12 @@ def draw_legend(figure, *others):
     figure.legend(handles=[*lines, *others], loc="outside upper center", ncols=4)
 
 
+PUBLISHED = {"test/accuracy": "test_accuracy_percent", "test/loss": "test_loss"}  # columns of published_runs.csv
+
+
 def compare(assets, first, second):
     """Test accuracy, test loss and train loss of two experiments, a row each, and the published runs."""
-    experiments, published = by_experiment(read_study(assets)), read_published(assets)
+    experiments, published = by_experiment(read_study(assets)), read_table(assets / "published_runs.csv")
     for number in (first, second):
         if ("cluttered", number) not in experiments:
             raise MissingError(f"no runs of experiment {number}")
@@ -412,9 +414,9 @@ def compare(assets, first, second):
         for axes, tag in zip(row, tags, strict=True):
             draw_behind(axes, runs[other], tag)
             draw_seeds(axes, runs[number], tag)
-            theirs = published.get(number, [])
-            if tag != "train/loss" and theirs:
-                axes.plot([r["epoch"] for r in theirs], column(theirs, tag), "--", color="black", linewidth=1.1)
+            theirs = [row for row in published if row["experiment"] == f"classification_experiment_{number}"]
+            if name := PUBLISHED.get(tag):
+                axes.plot(column(theirs, "epoch"), column(theirs, name), "--", color="black", linewidth=1.1)
             axes.set_ylabel(LABELS[tag])
         row[0].set_title(f"{number}: {runs[number][0]['title']}", loc="left", fontweight="bold")
     for axes in panels[1]:
@@ -468,10 +470,10 @@ def cures(assets):
 
 
 def rate_color(rate):
-    return matplotlib.colormaps["viridis"](RATES(rate))
+    return matplotlib.colormaps["viridis"](RATE_NORM(rate))
 
 
-def mark(i):
+def color_and_marker(i):
     """Colour and marker of the i-th experiment of a panel: no two of 88 have both."""
     colors = (VERMILION, "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#009E73", BLUE, "#8B4513")
     return colors[i % 8], "o^sDvPX*<>d"[i % 11]
@@ -486,8 +488,8 @@ def draw_experiments_legend(axes, loc, **options):
 
 def with_runs(rows, assets):
     """Yields each row of sharpness.csv whose run is in the study, and the run."""
-    runs = {key_of(run): run for run in read_study(assets)}
-    return ((row, runs[key_of(row)]) for row in rows if key_of(row) in runs)
+    runs = {run_key(run): run for run in read_study(assets)}
+    return ((row, runs[run_key(row)]) for row in rows if run_key(row) in runs)
 
 
 def by_sgd(run):
@@ -510,7 +512,7 @@ def sharpness_over_scale(axes, assets):
     rows, limits = read_table(assets / "sharpness.csv"), set()
     smaller, larger = sorted({row["step"] for row in rows})
     for row, run in with_runs(rows, assets):
-        if not sees(row) or not row["curvature"] > 0:
+        if not study.sees_the_image(row) or not row["curvature"] > 0:
             continue
         marker, color = "o" if by_sgd(run) else "^", rate_color(rate_of_step(row, run))
         fill = color if row["step"] == larger else "none"
@@ -548,14 +550,14 @@ def sharpness_over_epochs(axes, assets):
         if by_sgd(run) and row["step"] == larger and row["curvature"] > 0:
             healthy = run["failed"] is None or row["epoch"] < run["failed"]
             point = row["epoch"], rate_of_step(row, run) * row["curvature"]
-            curves.setdefault(key_of(row), []).append((healthy, point))
+            curves.setdefault(run_key(row), []).append((healthy, point))
     numbers = sorted({number for (number, *_), curve in curves.items() if len(curve) > 1})
     for (number, *_), curve in curves.items():
         if len(curve) == 1:
             healthy, point = curve[0]
             axes.plot(*point, ".", color=GREY, markerfacecolor=GREY if healthy else "none", zorder=1)
             continue
-        color, marker = mark(numbers.index(number))
+        color, marker = color_and_marker(numbers.index(number))
         style = {"marker": marker, "color": color, "markersize": 4, "label": str(number)}
         for healthy, line in ((False, {"linestyle": "", "markerfacecolor": "none"}), (True, {})):
             points = [point for state, point in curve if state == healthy]
@@ -580,11 +582,11 @@ def left_over_the_rate(axes, handed_over, sharpness=None):
     for first, left, _ in handed_over:
         curvature = 1
         if sharpness is not None:
-            found = curvatures(first, sharpness)
+            found = study.curvatures(first, sharpness)
             if not found:
                 continue
             curvature = found[max(found)]
-        color, marker = mark(numbers.index(first["experiment"]))
+        color, marker = color_and_marker(numbers.index(first["experiment"]))
         left = {rate * curvature: accuracies for (_, rate), accuracies in left.items() if rate}
         axes.plot([*left], [statistics.median(accuracies) for accuracies in left.values()], color=color)
         points = [(x, accuracy) for x, accuracies in left.items() for accuracy in accuracies]
@@ -599,7 +601,7 @@ def read_law(assets):
     for name in ("sharpness.csv", "hand_over.csv"):
         if not (assets / name).exists():
             raise MissingError(f"no {name}")
-    return read_table(assets / "sharpness.csv"), list(solutions(read_table(assets / "hand_over.csv")))
+    return read_table(assets / "sharpness.csv"), list(study.solutions(read_table(assets / "hand_over.csv")))
 
 
 def why(assets):
@@ -623,7 +625,7 @@ def law(assets):
     left, right = figure.subplots(1, 2)
     sharpness_over_epochs(left, assets)
     left_over_the_rate(right, handed_over)
-    right.set(xlabel=RATE, title="solutions handed over to SGD")
+    right.set(xlabel=RATE_LABEL, title="solutions handed over to SGD")
     draw_experiments_legend(right, "lower left")
     return figure
 
@@ -632,9 +634,9 @@ def hand_over(assets):
     """Each solution that was handed over to SGD, step by step, a line a shuffle, four solutions in a row."""
     if not (assets / "hand_over.csv").exists():
         raise MissingError("no hand_over.csv")
-    titles = {key_of(run): run["title"] for run in read_study(assets)}
+    titles = {run_key(run): run["title"] for run in read_study(assets)}
     rows = read_table(assets / "hand_over.csv")
-    parts = [list(some) for _, some in groupby(rows, key=solution_of)]
+    parts = [list(some) for _, some in groupby(rows, key=weights_key)]
     rates = sorted({row["rate"] for row in rows})
     colors = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(rates)))
     styles = {rate: {"color": color, "linewidth": 0.8} for rate, color in zip(rates, colors, strict=True)}
@@ -646,7 +648,7 @@ def hand_over(assets):
         axes.set_axis_off()
     for axes, some in zip(panels.flat, parts, strict=False):
         first = some[0]
-        title = wrap(f"{first['experiment']}: {titles.get(key_of(first), '')}", 26)
+        title = wrap(f"{first['experiment']}: {titles.get(run_key(first), '')}", 26)
         where = f"seed {first['seed']}, epoch {first['epoch']}, scale {first['stn/scale']:.2f}"
         axes.set_title("\n".join([*title, where]))
         for (rate, _), curve in groupby(some, key=lambda row: (row["rate"], row["shuffle"])):
@@ -661,7 +663,7 @@ def hand_over(assets):
     figure.supxlabel("steps of SGD", fontsize=8)
     labels = {rate: f"{rate:.5f}".rstrip("0") if rate else "frozen" for rate in rates}
     handles = [Line2D([], [], label=labels[rate], **styles[rate] | {"linewidth": 2}) for rate in rates]
-    figure.legend(handles=handles, loc="outside upper center", ncols=5, title=RATE)
+    figure.legend(handles=handles, loc="outside upper center", ncols=5, title=RATE_LABEL)
     return figure
 
 
@@ -670,7 +672,7 @@ def smoothing(assets):
     if not (assets / "smoothing.csv").exists():
         raise MissingError("no smoothing.csv")
     rows = read_table(assets / "smoothing.csv")
-    _, rows = next(groupby(rows, key=solution_of))
+    _, rows = next(groupby(rows, key=weights_key))
     rows = list(rows)
     drawn = sorted({row["image"] for row in rows if row["shift"] != 0})
     figure = Figure(figsize=(WIDTH, 3.6))
@@ -728,21 +730,22 @@ def make_figures(assets):
 
 
 def put_tables(assets):
-    """Puts the tables between their markers in the two READMEs."""
+    """Puts the tables between their markers in the two READMEs, UTF-8 with the newlines that they have."""
     tables = make_tables(assets)
     for page in (assets.parent / "README.md", assets / "README.md"):
         if page.exists():
-            write(page, with_tables(page.read_text(), tables).encode())
+            write(page, with_tables(page.read_bytes().decode(), tables).encode())
+
+
+def make_page(assets=ASSETS):
+    make_figures(assets)
+    put_tables(assets)
 
 
 def main():
-    if len(sys.argv) != 1:
-        sys.exit("usage: python assets/make_figures.py, without arguments")
-    try:
-        make_figures(ASSETS)
-        put_tables(ASSETS)
-    except (RunError, OSError) as error:
-        sys.exit(f"make_figures.py: error: {error}")
+    command = Command(prog="python -m assets.figures", description=__doc__)
+    command.set_defaults(function=make_page)
+    command.run()
 
 
 if __name__ == "__main__":
