@@ -6,15 +6,8 @@ A run that is there already is replaced by itself, once it has got further; by o
 from pathlib import Path
 
 from assets import ASSETS, Command
-from assets.records import is_finished, read_folder, read_runs, run_key, settings_of, write_runs
+from assets.records import is_finished, read_folder, read_runs, run_key, setting_differences, write_runs
 from common import RunError
-
-
-def differences(run, before):
-    """The settings in which a run differs from its row in runs.csv, as texts; one that is missing is None."""
-    old, new = settings_of(before), settings_of(run)
-    names = dict.fromkeys([*new, *old])
-    return [f"{name} was {old.get(name)}, is {new.get(name)}" for name in names if old.get(name) != new.get(name)]
 
 
 def collect(log_dir, assets=ASSETS):
@@ -26,7 +19,7 @@ def collect(log_dir, assets=ASSETS):
     for folder in folders:
         run = read_folder(folder)
         before = runs.get(run_key(run), run)
-        if differs := differences(run, before):
+        if differs := setting_differences(run, before):
             raise RunError(
                 f"{folder} has other settings than that run in runs.csv ({'; '.join(differs)}): nothing added"
             )

@@ -103,7 +103,7 @@ def states(assets):
             left, pad, grey = i * cell, (room - side) / 2, {"cmap": "gray", "vmin": 0}
             tile = Rectangle((left, 0), room, room, color="#333333", zorder=-1)
             axes.add_patch(tile)
-            axes.imshow(image, extent=(left + pad, left + pad + side, pad + side, pad), vmax=1, **grey)
+            axes.imshow(image, extent=(left + pad, left + pad + side, pad + side, pad), vmax=images.max(), **grey)
             place = (left + room + gap, left + room + gap + seen, (room + seen) / 2, (room - seen) / 2)
             axes.imshow(returned[i], extent=place, vmax=255, **grey)
             region = Polygon(outline[i] + (left + pad, pad), fill=False, edgecolor="#ff8000", linewidth=1.2)

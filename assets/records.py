@@ -91,6 +91,13 @@ def settings_of(run):
     return {name: run[name] for name in SETTINGS} | others
 
 
+def setting_differences(run, before):
+    """The settings in which a run differs from what it was before, as texts; one that is missing is None."""
+    new, old = settings_of(run), settings_of(before)
+    names = dict.fromkeys([*new, *old])
+    return [f"{name} was {old.get(name)}, is {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+
+
 # ------------------------------------------------------------------------------------------------ runs.csv, results.csv
 
 
