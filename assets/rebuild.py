@@ -48,8 +48,8 @@ class SavedRun:
         self.model = stn.STNClassifier(common.SIDES[self.run["dataset"]], call["fill"], call["transformer"])
         self.model.to(memory_format=torch.channels_last)
         self.optimizer = call["make_optimizer"](self.model)
-        scheduler = call["make_scheduler"](self.optimizer) if call["make_scheduler"] else None
         made = call["settings"] | {"optimizer": common.describe_optimizer(self.optimizer, self.model)}
+        scheduler = call["make_scheduler"](self.optimizer) if call["make_scheduler"] else None
         made["scheduler"] = common.describe_scheduler(scheduler)
         if differs := setting_differences(self.run | made, self.run):
             raise common.RunError(f"{script} was changed since {folder} ({'; '.join(differs)}): put that script there")
