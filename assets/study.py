@@ -4,8 +4,9 @@ were handed over to SGD."""
 import math
 from itertools import groupby, pairwise
 from statistics import median
+from types import SimpleNamespace
 
-from assets.records import read_table, run_key, run_sort_key, settings_of, weights_key
+from assets.records import read_runs, read_table, run_key, run_sort_key, settings_of, weights_key
 from common import RunError, collapsed, failed
 
 FULL = {"digits": "full", "limit": 60000}
@@ -13,6 +14,19 @@ STANDARD = {"dataset": "cluttered"} | FULL  # what experiments are compared by: 
 SGD, ADAM = "SGD(lr=0.01)", "Adam(lr=0.0001)"  # one learning rate for all weights, as runs.csv has them
 RATE_EXPERIMENT = 17  # its variants are learning rates of the localization net
 ONE_MAP = 0.01  # spread under which the regions' centres are one place for all images
+
+
+def read_all(assets):
+    """Returns all that the CSV files hold, as `runs`, `replays` (a list of the steps of each), and rows."""
+    replays = groupby(read_table(assets / "failures.csv"), key=weights_key)
+    return SimpleNamespace(
+        runs=read_runs(assets),
+        replays=[list(steps) for _, steps in replays],
+        sharpness=read_table(assets / "sharpness.csv"),
+        handed_over=read_table(assets / "hand_over.csv"),
+        shifted=read_table(assets / "smoothing.csv"),
+    )
+
 
 # ----------------------------------------------------------------------------------------------------------------- runs
 
@@ -110,15 +124,10 @@ def count_failed(runs, **definition):
     return sum(has_failed for _, has_failed in failure_times(runs, **definition))
 
 
-# -------------------------------------------------------------------------------------------------------------- replays
+# --------------------------------------------------------------------------------------------------------- measurements
 
 GRADIENT = "gradient of the localization net"
 BEFORE, NEAR = 200, 60  # steps: what a gradient is ranked among, and how far before step 0 the largest drop may lie
-
-
-def read_replays(assets):
-    """Returns the replays of failures.csv, a list of the steps of each, dicts of its columns."""
-    return [list(steps) for _, steps in groupby(read_table(assets / "failures.csv"), key=weights_key)]
 
 
 def run_of_replay(steps, runs):
@@ -156,8 +165,6 @@ def gradient_rank(steps, at):
     last, usual = before[-1], median(before)
     return 1 + sum(norm > last for norm in before), len(before), last / usual if usual else math.inf
 
-
-# ------------------------------------------------------------------------------------------------------------ solutions
 
 KEPT = 5  # points of accuracy that a solution may lose while it counts as kept
 READINGS = "smallest that does not keep it", "smallest at which most shuffles fall under 50 % on the way"

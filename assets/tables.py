@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from assets import ASSETS, study, survival
-from assets.records import read_runs, read_table, run_key, weights_key
+from assets.records import run_key, weights_key
 from common import RunError, collapsed, failed, lost_solution
 
 DEFINITIONS = {  # of a failure: the one that is used, and the others that a claim has to hold under
@@ -442,6 +442,10 @@ def steps_of(sharpness):
     return sorted({row["step"] for row in sharpness})
 
 
+def rate_head(rate):
+    return f"{rate:.5f}".rstrip("0") if rate else "frozen"
+
+
 def hand_over(rows, sharpness):
     """What is left of each solution after the last step of SGD, at each rate, and the largest rate that keeps it.
 
@@ -449,8 +453,8 @@ def hand_over(rows, sharpness):
     sharpness.csv.
     """
     rates = sorted({(row["classifier_rate"], row["rate"]) for row in rows})
-    heads = [f"{rate:.5f}".rstrip("0") if rate else "frozen" for _, rate in rates]
-    columns = ["solution", "scale", "accuracy, %", *heads, "largest rate that keeps it", *study.READINGS]
+    columns = ["solution", "scale", "accuracy, %", *(rate_head(rate) for _, rate in rates)]
+    columns += ["largest rate that keeps it", *study.READINGS]
     columns += [f"2 / curvature over {step}" for step in steps_of(sharpness)]
     lines = []
     for first, left, lowest in study.solutions(rows):
@@ -551,16 +555,20 @@ def smoothing(rows):
 
 def make_tables(assets=ASSETS):
     """Returns {marker: table in Markdown, ending in a newline} of the CSV files in a folder."""
-    runs, replays = read_runs(assets), study.read_replays(assets)
-    files = ("sharpness.csv", "hand_over.csv", "smoothing.csv")
-    sharpness, handed_over, shifted = (read_table(assets / name) for name in files)
+    read = study.read_all(assets)
     of_runs = (results, all_results, drift, drift_test, afterwards, machines, cures, robustness, hazards, comparisons)
-    tables = {function.__name__: function(runs) for function in (*of_runs, rates, clipped)}
-    tables |= {function.__name__: function(runs, replays) for function in (failing_step, failing_step_count)}
-    tables["hand_over"] = hand_over(handed_over, sharpness)
-    tables["hand_over_order"] = hand_over_order(runs, handed_over, sharpness)
-    tables["curvature_by_rate"] = curvature_by_rate(runs, sharpness)
-    return tables | {"smoothing": smoothing(shifted)}
+    tables = {function.__name__: function(read.runs) for function in (*of_runs, rates, clipped)}
+    of_replays = (failing_step, failing_step_count)
+    return (
+        tables
+        | {function.__name__: function(read.runs, read.replays) for function in of_replays}
+        | {
+            "hand_over": hand_over(read.handed_over, read.sharpness),
+            "hand_over_order": hand_over_order(read.runs, read.handed_over, read.sharpness),
+            "curvature_by_rate": curvature_by_rate(read.runs, read.sharpness),
+            "smoothing": smoothing(read.shifted),
+        }
+    )
 
 
 def with_tables(text, tables):

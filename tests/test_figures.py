@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 import common
 from assets import figures, records
+from assets.figures import read_study
 
 
 def history(*epochs):
@@ -66,7 +67,7 @@ def test_a_strip_is_black_off_the_image_hatched_for_one_map_and_marked_where_the
     assert colors[0] == -1 and colors[3] == pytest.approx(np.log2(1.2))
 
     records.write_runs([whole(rows, 1)], assets)
-    axes = axes_of(figures.timeline(assets), xlabel="epoch")
+    axes = axes_of(figures.timeline(read_study(assets)), xlabel="epoch")
     (image,), (hatched,) = axes.images, axes.collections
     assert (image.get_array().mask == colors.mask).all()
     assert to_hex(image.cmap.get_bad()) == "#000000"
@@ -85,14 +86,14 @@ def test_a_new_experiment_is_in_the_timeline_and_among_the_cures(assets):
     runs += [whole(history(*[FINE] * 20), 17, variant=rate) for rate in ("0.001", "0.1")]
     records.write_runs(runs, assets)
 
-    axes = axes_of(figures.timeline(assets), xlabel="epoch")
+    axes = axes_of(figures.timeline(read_study(assets)), xlabel="epoch")
     titles = [" ".join(label.get_text().split()) for label in axes.get_yticklabels()]
     assert titles == ["1: title of 1", "99: title of 99", "1: title of 1, plain digits"]
     assert [image.get_extent()[:2] for image in axes.images] == [[0.5, n + 0.5] for n in (100, 120, 30, 80)]
     texts = [text.get_text() for text in axes.texts]
     assert "62.0" in texts and "53.0, stopped" in texts  # the best accuracies of experiment 99
 
-    figure = figures.cures(assets)
+    figure = figures.cures(read_study(assets))
     assert len(figure.axes) == 3  # one row
     assert figure.axes[0].get_ylabel().replace("\xa0", " ") == "99: title of 99\n1 of 2 failed"
     (grey,) = lines(figure.axes[0], figures.GREY)
@@ -102,12 +103,12 @@ def test_a_new_experiment_is_in_the_timeline_and_among_the_cures(assets):
 def test_experiments_on_other_images_are_no_cures(assets):
     records.write_runs([whole(history(FINE), 1), whole(history(FINE), 2) | {"mean": 0, "std": 1}], assets)
     with pytest.raises(figures.MissingError):
-        figures.cures(assets)
+        figures.cures(read_study(assets))
 
 
 def test_a_line_changes_its_colour_where_the_run_fails(assets):
     records.write_runs([whole(history(FINE), 1), whole(history(*[FINE] * 4, *[OFF] * 3), 99)], assets)
-    scale = figures.cures(assets).axes[1]
+    scale = figures.cures(read_study(assets)).axes[1]
     assert lines(scale, figures.BLUE) == [([1, 2, 3, 4], [0.5] * 4)]
     assert lines(scale, figures.VERMILION) == [([4, 5, 6, 7], [0.5, 4, 4, 4])]
 
@@ -123,20 +124,20 @@ def test_scale_over_the_rate_has_a_point_a_seed_and_those_off_the_image_at_the_e
         for seed, scale in enumerate(scales)
     ]
     records.write_runs(runs, assets)
-    axes = axes_of(figures.rates(assets), "scale after the last epoch")
+    axes = axes_of(figures.rates(read_study(assets)), "scale after the last epoch")
     *points, (xs, medians) = lines(axes, figures.VERMILION)
     assert [ys for _, ys in points] == [[0.8, 0.9, 1.0], [1.2, 1.4], [1.9]]
     assert medians == pytest.approx([0.9, 1.4, np.nan], nan_ok=True)  # off the image is larger than any scale
     assert [ys for _, ys in lines(axes, "#000000")] == [[0.95], [0.95, 0.95]]  # of the height of the axes
 
-    by_side = axes_of(figures.rates_full(assets), xlabel=f"{figures.RATE_LABEL} x (side / 28)²")
+    by_side = axes_of(figures.rates_full(read_study(assets)), xlabel=f"{figures.RATE_LABEL} x (side / 28)²")
     assert np.divide(lines(by_side, figures.VERMILION)[-1][0], xs) == pytest.approx((60 / 28) ** 2)
 
 
 def test_one_rate_is_no_curve(assets):
     records.write_runs([whole(history(FINE), 17, variant="0.001", seed=seed) for seed in (0, 1)], assets)
     with pytest.raises(figures.MissingError):
-        figures.rates(assets)
+        figures.rates(read_study(assets))
 
 
 # ------------------------------------------------------------------------------------------------------------- failures
@@ -204,8 +205,8 @@ def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is
     records.add_rows(assets / "sharpness.csv", rows)
 
     over_scale, over_epochs = Figure().subplots(2)
-    figures.sharpness_over_scale(over_scale, assets)
-    figures.sharpness_over_epochs(over_epochs, assets)
+    figures.sharpness_over_scale(over_scale, read_study(assets))
+    figures.sharpness_over_epochs(over_epochs, read_study(assets))
     limits = [line.get_ydata()[0] for line in over_scale.lines if line.get_linestyle() == "--"]
     assert limits == [2 / 0.001, 2 / 0.01]
     points = [line for line in over_scale.lines if line.get_marker() in "o^" and len(line.get_xdata())]
@@ -236,7 +237,7 @@ def test_runs_of_an_experiment_have_one_colour_and_one_name_and_those_measured_o
     ]
     records.add_rows(assets / "sharpness.csv", rows)
     axes = Figure().subplots()
-    figures.sharpness_over_epochs(axes, assets)
+    figures.sharpness_over_epochs(axes, read_study(assets))
     *curves, _ = axes.lines  # the last is the limit
     two, once, ten, ten_again = (line.get_color() for line in curves)
     assert ten == ten_again != two
@@ -248,7 +249,7 @@ def test_curvatures_after_a_failure_are_open_points_without_a_line(assets):
     records.write_runs([whole(history(FINE, FINE, OFF, OFF, OFF), 1)], assets)
     records.add_rows(assets / "sharpness.csv", [measured(1, 0, epoch) for epoch in (1, 2, 4, 5)])
     axes = Figure().subplots()
-    figures.sharpness_over_epochs(axes, assets)
+    figures.sharpness_over_epochs(axes, read_study(assets))
     failed, healthy, _ = axes.lines
     assert list(healthy.get_xdata()) == [1, 2] and healthy.get_linestyle() == "-"
     assert list(failed.get_xdata()) == [4, 5] and failed.get_linestyle() == "None"
@@ -259,7 +260,7 @@ def test_a_run_measured_once_is_a_grey_point_that_is_open_after_its_failure(asse
     records.write_runs([whole(history(FINE, FINE, OFF, OFF, OFF), 1, seed=seed) for seed in (0, 1)], assets)
     records.add_rows(assets / "sharpness.csv", [measured(1, 0, 2), measured(1, 1, 4)])
     axes = Figure().subplots()
-    figures.sharpness_over_epochs(axes, assets)
+    figures.sharpness_over_epochs(axes, read_study(assets))
     healthy, failed, _ = axes.lines
     assert (healthy.get_color(), failed.get_color()) == (figures.GREY, figures.GREY)
     assert failed.get_markerfacecolor() == "none" != healthy.get_markerfacecolor()
@@ -276,7 +277,7 @@ def test_the_hand_over_has_a_panel_a_solution_and_a_line_a_shuffle(assets):
         for step in (0, 1, 2, 5)
     ]
     records.add_rows(assets / "hand_over.csv", rows)
-    figure = figures.hand_over(assets)
+    figure = figures.hand_over(read_study(assets))
     *panels, third, fourth = figure.axes
     assert not third.axison and not fourth.axison
     assert [axes.get_title().split("\n")[-1] for axes in panels] == [
@@ -332,7 +333,10 @@ def test_the_law_s_limit_is_drawn_and_each_experiment_named_once(assets):
     records.write_runs([whole(history(FINE), 1), whole(history(FINE), 7, optimizer="Adam(lr=0.0001)")], assets)
     for name, rows in (("sharpness", sharp), ("hand_over", handed)):
         records.add_rows(assets / f"{name}.csv", rows)
-    (_, over_product), (over_epochs, over_rate) = figures.why(assets).axes, figures.law(assets).axes
+    (_, over_product), (over_epochs, over_rate) = (
+        figures.why(read_study(assets)).axes,
+        figures.law(read_study(assets)).axes,
+    )
     for axes in (over_product, over_rate):
         assert [text.get_text() for text in axes.get_legend().get_texts()] == ["of experiment 7"]
     assert [line.get_xdata()[0] for line in over_product.lines if line.get_linestyle() == "--"] == [2]
@@ -351,7 +355,7 @@ def test_the_loss_along_a_shift_is_drawn_with_and_without_smoothing(assets):
         for shift in ((-1, 0, 1) if image in (2, 3, 5) else (0,))
     ]
     records.add_rows(assets / "smoothing.csv", rows)
-    *shifted, against = figures.smoothing(assets).axes
+    *shifted, against = figures.smoothing(read_study(assets)).axes
     losses = {axes.get_title(): [list(line.get_ydata()) for line in axes.lines] for axes in (*shifted, against)}
     assert losses.pop("6 test images at no shift")[1:] == [[3] * 6] * 2  # the first line is the diagonal
     assert losses == {f"test image {image}": [[image + 5] * 3] * 2 for image in (2, 3, 5)}

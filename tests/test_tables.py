@@ -363,7 +363,8 @@ def committed():
 
 
 def test_every_committed_run_is_in_the_tables(committed):
-    runs, replays = records.read_runs(), study.read_replays(ROOT / "assets")
+    read = study.read_all(ROOT / "assets")
+    runs, replays = read.runs, read.replays
     assert all(table.endswith("|\n") and rows(table) for table in committed.values())
     assert len(rows(committed["all_results"])) == len(study.group(runs))
     assert sum(int(line[-1]) for line in rows(committed["machines"])) == len(runs)
