@@ -258,8 +258,8 @@ def draw_over_the_rate(axes, curves, tag, by_side=False):
         factor = shift * ((SIDES[dataset] / 28) ** 2 if by_side else 1)
         first_off = min(first_off, draw_curve(axes, dataset, rows_by_rate, tag, factor))
     if first_off < math.inf:
-        where = {"ha": "right", "va": "center", "transform": axes.get_xaxis_transform()}
-        axes.text(first_off / 1.2, 0.975, "off the image \N{RIGHTWARDS ARROW}", **where)
+        at_the_edge = {"ha": "right", "va": "center", "transform": axes.get_xaxis_transform()}
+        axes.text(first_off / 1.2, 0.975, "off the image \N{RIGHTWARDS ARROW}", **at_the_edge)
     axes.set(xscale="log", xlabel=RATE_LABEL + (" x (side / 28)²" if by_side else ""), ylabel=LABELS[tag])
     axes.xaxis.set_major_formatter("{x:g}")
     if tag == "stn/scale":
@@ -332,16 +332,6 @@ def choose_failures(replays, runs):
     return kinds
 
 
-def draw_gradient(axes, steps, norms):
-    """Draws gradient norms on a logarithmic axis, those of 0 as marks at its bottom."""
-    axes.set_yscale("log")
-    zero = [step for step, norm in zip(steps, norms, strict=True) if norm == 0]
-    edge = {"transform": axes.get_xaxis_transform(), "color": BLUE}
-    axes.plot(zero, [0.03] * len(zero), "s", markersize=2, **edge)
-    if zero:
-        axes.text(1, 0.03, "0", va="center", color=BLUE, transform=axes.transAxes)
-
-
 def write_not_recorded(axes):
     axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color="grey")
 
@@ -365,7 +355,12 @@ def failures(read):
             axes.axvline(0, color=VERMILION, linewidth=1.2)
             axes.plot(steps, values, color=BLUE)
             if name == study.GRADIENT:
-                draw_gradient(axes, steps, values)
+                axes.set_yscale("log")
+                zero = steps[values == 0]
+                edge = {"transform": axes.get_xaxis_transform(), "color": BLUE}
+                axes.plot(zero, np.full(len(zero), 0.03), "s", markersize=2, **edge)
+                if len(zero):
+                    axes.text(1, 0.03, "0", va="center", color=BLUE, transform=axes.transAxes)
             elif np.isnan(values).all():
                 write_not_recorded(axes)
         column_of_panels[-1].set_xlabel("step")
@@ -711,11 +706,11 @@ def make_figures(assets):
 
 
 def put_tables(assets):
-    """Puts the tables between their markers in the two READMEs, UTF-8 with the newlines that they have."""
+    """Puts the tables between their markers in the two READMEs."""
     tables = make_tables(assets)
     for page in (assets.parent / "README.md", assets / "README.md"):
         if page.exists():
-            write(page, with_tables(page.read_bytes().decode(), tables).encode())
+            write(page, with_tables(page.read_text(encoding="utf-8"), tables).encode())
 
 
 def make_page(assets=ASSETS):

@@ -106,18 +106,6 @@ def find_failing_step(steps):
     return None
 
 
-def epoch_to_replay(run, folder, epoch):
-    """The epoch given, or else the one in which a run failed. Raises RunError if it has none such."""
-    if not is_finished(run):
-        raise RunError(f"{folder} is not finished, {run['epoch']} of {run['epochs']} epochs: let it come to its end")
-    epoch = run["failed"] if epoch is None else epoch
-    if epoch is None:
-        raise RunError(f"{folder} neither collapsed nor lost its solution: give a run that failed, or an EPOCH")
-    if not 1 <= epoch <= run["epoch"]:
-        raise RunError(f"{folder} has no epoch {epoch}: give one from 1 to {run['epoch']}")
-    return epoch
-
-
 def add_replay(folder, epoch=None, assets=ASSETS):
     """Adds the 200 steps before and after a run's failing step to failures.csv, in place of those that are there.
 
@@ -126,7 +114,13 @@ def add_replay(folder, epoch=None, assets=ASSETS):
     Raises RunError if `folder` holds no finished run, or no such step is in `epoch`, or `replay` does.
     """
     run = read_folder(folder)
-    epoch = epoch_to_replay(run, folder, epoch)
+    if not is_finished(run):
+        raise RunError(f"{folder} is not finished, {run['epoch']} of {run['epochs']} epochs: let it come to its end")
+    epoch = run["failed"] if epoch is None else epoch
+    if epoch is None:
+        raise RunError(f"{folder} neither collapsed nor lost its solution: give a run that failed, or an EPOCH")
+    if not 1 <= epoch <= run["epoch"]:
+        raise RunError(f"{folder} has no epoch {epoch}: give one from 1 to {run['epoch']}")
     before, steps = replay(folder, epoch)
     failing = find_failing_step(before[-1:] + steps)
     if not failing:

@@ -103,24 +103,20 @@ def curvature(loss, weights, shift):
     return (loss(weights + shift) - 2 * loss(weights) + loss(weights - shift)) / float(shift @ shift)
 
 
-def localization_rate(model, optimizer):
-    """The localization net's learning rate, the largest if its weights have several."""
-    held = {id(parameter) for parameter in model.stn.parameters()}
-    return max(group["lr"] for group in optimizer.param_groups if held & {id(p) for p in group["params"]})
-
-
 def measure(folder, every=1):
     """Yields the rows of sharpness.csv of the run in a folder, for each epoch with weights a list of two, see `STEPS`.
 
     scale, inside, spread and loss are of the same 2,048 training images, not of the test images as elsewhere; lr is
-    that of `localization_rate`. Raises RunError if there is no run, or it has no weights at an epoch that `every`
-    divides.
+    the localization net's learning rate, the largest if its weights have several. Raises RunError if there is no run,
+    or it has no weights at an epoch that `every` divides.
     """
     saved = SavedRun(folder)
     model, epochs = saved.model, [epoch for epoch in saved.saved_epochs() if epoch % every == 0]
     if not epochs:
         raise RunError(f"{folder} has no weights at an epoch that {every} divides: it needs its weights/*.pt")
     (images, labels), _ = saved.canvases(IMAGES)
+    held = {id(parameter) for parameter in model.stn.parameters()}
+    lr = max(group["lr"] for group in saved.optimizer.param_groups if held & {id(p) for p in group["params"]})
 
     def loss(weights):
         set_weights(model, weights)
@@ -138,7 +134,6 @@ def measure(folder, every=1):
             found["curvature"] = curvature(loss, weights, step * vector)
             row = {name: saved.run[name] for name in RUN_KEY} | {"epoch": epoch, "step": step} | found
             row |= {name: figures[f"stn/{name}"] for name in ("scale", "inside", "spread")}
-            lr = localization_rate(model, saved.optimizer)
             rows.append(row | {"loss": figures["test/loss"], "lr": lr})
             print(f"{folder.name}, epoch {epoch}, step {step}: {found}", flush=True)
         yield rows

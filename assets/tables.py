@@ -124,12 +124,6 @@ def over_last_10(runs):
     return [median(row["test/accuracy"] for row in run["history"][-10:]) for run in runs if not study.was_stopped(run)]
 
 
-def healthy_scale(run):
-    """The median scale of a run's epochs with over 80 % test accuracy, or None."""
-    scales = [row["stn/scale"] for row in run["history"] if row["test/accuracy"] > 80]
-    return median(scales) if scales else None
-
-
 # ---------------------------------------------------------------------------------------------- tables of what happened
 
 
@@ -156,7 +150,8 @@ def all_results(runs):
     for seeds in study.group(runs):
         cells = [experiment_label(seeds[0]), failed_of_and_interval(seeds), listed(map(failure, seeds))]
         cells += [middle_and_range(at_best(seeds, "test/accuracy")), middle_and_range(over_last_10(seeds))]
-        cells.append(middle_and_range(map(healthy_scale, seeds)))
+        healthy = [[row["stn/scale"] for row in run["history"] if row["test/accuracy"] > 80] for run in seeds]
+        cells.append(middle_and_range(median(scales) for scales in healthy if scales))
         for tag in ("stn/scale", "stn/spread"):
             cells += [middle_and_range(at_best(seeds, tag)), middle_and_range(at_end(seeds, tag))]
         cells += [listed(study.reaches(run["history"], accuracy) for run in seeds) for accuracy in (80, 90)]

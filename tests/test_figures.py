@@ -388,7 +388,7 @@ def test_the_committed_figures_and_tables_are_made_of_the_committed_files(tmp_pa
     assets.mkdir()
     for path in (*(ROOT / "assets").glob("*.csv"), ROOT / "assets" / "states.npz"):
         shutil.copy(path, assets)
-    text = "before ²\n<!-- results -->\nspoilt\n<!-- end of results -->\nafter ·\r\n"
+    text = "before ²\n<!-- results -->\nspoilt\n<!-- end of results -->\nafter ·\n"
     for page in (tmp_path / "README.md", assets / "README.md"):
         page.write_bytes(text.encode())
     figures.make_page(assets)
