@@ -14,10 +14,11 @@ from common import TAGS, RunError, summarize, write
 
 RUN_KEY = ("experiment", "variant", "dataset", "digits", "limit", "seed")  # what tells runs apart
 SETTINGS = ("mean", "std", "fill", "transformer", "optimizer", "max_grad_norm", "batch_size")  # that every run has
-FACTS = ("title", "epochs", "device", "cpu", "torch")  # what else is kept of a run
-LEFT_OUT = ("stop_on_collapse", "data_dir", "threads", "python", "torchvision", "numpy", "history", *summarize([]))
+FACTS = ("title", "epochs", "cpu", "torch")  # what else is kept of a run
+LEFT_OUT = ("stop_on_collapse", "data_dir", "device", "threads", "python", "torchvision", "numpy", "history")
+LEFT_OUT += tuple(summarize([]))
 SCALARS = ("train/loss", "test/accuracy", "stn/scale", "stn/inside")  # that every epoch has
-TEXTS = ("variant", "dataset", "digits", "transformer", "optimizer", "title", "device", "cpu", "torch")
+TEXTS = ("variant", "dataset", "digits", "transformer", "optimizer", "title", "cpu", "torch")
 
 # ---------------------------------------------------------------------------------------------------------------- cells
 

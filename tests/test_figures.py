@@ -245,25 +245,20 @@ def test_runs_of_an_experiment_have_one_colour_and_one_name_and_those_measured_o
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["2", "10"]
 
 
-def test_curvatures_after_a_failure_are_open_points_without_a_line(assets):
-    records.write_runs([whole(history(FINE, FINE, OFF, OFF, OFF), 1)], assets)
-    records.add_rows(assets / "sharpness.csv", [measured(1, 0, epoch) for epoch in (1, 2, 4, 5)])
+def test_curvatures_from_a_failure_on_are_open_points_without_a_line(assets):
+    runs = [whole(history(FINE, FINE, OFF, OFF, OFF), 1, seed=seed) for seed in (0, 1, 2)]
+    records.write_runs(runs, assets)
+    rows = [measured(1, 0, epoch) for epoch in (1, 2, 3, 5)]
+    rows += [measured(1, 1, 2), measured(1, 2, 3)]  # measured once: a grey point
+    records.add_rows(assets / "sharpness.csv", rows)
     axes = Figure().subplots()
     figures.sharpness_over_epochs(axes, read_study(assets))
-    failed, healthy, _ = axes.lines
+    failed, healthy, grey, grey_failed, _ = axes.lines
     assert list(healthy.get_xdata()) == [1, 2] and healthy.get_linestyle() == "-"
-    assert list(failed.get_xdata()) == [4, 5] and failed.get_linestyle() == "None"
+    assert list(failed.get_xdata()) == [3, 5] and failed.get_linestyle() == "None"
     assert failed.get_markerfacecolor() == "none" != healthy.get_markerfacecolor()
-
-
-def test_a_run_measured_once_is_a_grey_point_that_is_open_after_its_failure(assets):
-    records.write_runs([whole(history(FINE, FINE, OFF, OFF, OFF), 1, seed=seed) for seed in (0, 1)], assets)
-    records.add_rows(assets / "sharpness.csv", [measured(1, 0, 2), measured(1, 1, 4)])
-    axes = Figure().subplots()
-    figures.sharpness_over_epochs(axes, read_study(assets))
-    healthy, failed, _ = axes.lines
-    assert (healthy.get_color(), failed.get_color()) == (figures.GREY, figures.GREY)
-    assert failed.get_markerfacecolor() == "none" != healthy.get_markerfacecolor()
+    assert grey.get_color() == grey_failed.get_color() == figures.GREY
+    assert grey_failed.get_markerfacecolor() == "none" != grey.get_markerfacecolor()
 
 
 def test_the_hand_over_has_a_panel_a_solution_and_a_line_a_shuffle(assets):
