@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from assets import ASSETS, Command, positive
 from assets.rebuild import SavedRun
-from assets.records import RUN_KEY, add_rows
+from assets.records import add_rows, key_columns
 from common import BATCH_SIZE
 
 NET_RATES = (0.00003, 0.0001, 0.0003, 0.00055, 0.001, 0.0018, 0.003, 0.0055, 0.01)
@@ -50,7 +50,7 @@ def hand_over(folder, epoch, shuffles):
     saved = SavedRun(folder)
     saved.load(epoch)
     train_set, (images, labels) = saved.canvases()
-    key, rows = {name: saved.run[name] for name in RUN_KEY} | {"epoch": epoch}, []
+    key, rows = key_columns(saved.run, epoch), []
     for shuffle in range(shuffles):
         for rate, classifier_rate in RATES:
             saved.load(epoch)

@@ -35,7 +35,7 @@ def parse_cell(column, text):
 
 
 def format_cell(value):
-    """The text of a cell: nothing for None, six digits are up to the caller."""
+    """The text of a cell: nothing for None, whole numbers without a point."""
     if value is None:
         return ""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
@@ -74,6 +74,11 @@ def run_key(row):
 def weights_key(row):
     """What tells saved weights apart: the run of a row, and the row's epoch."""
     return *run_key(row), row["epoch"]
+
+
+def key_columns(run, epoch):
+    """The columns that a measurement's row begins with."""
+    return {name: run[name] for name in RUN_KEY} | {"epoch": epoch}
 
 
 def run_sort_key(row):
@@ -122,10 +127,10 @@ def write_runs(runs, assets=ASSETS):
     A scalar, or a setting that not every run has, is a column once a run has a value of it.
     """
     runs = sorted(runs, key=run_sort_key)
-    rows = [{name: run[name] for name in RUN_KEY} | six_digits(row) for run in runs for row in run["history"]]
+    rows = [key_columns(run, row["epoch"]) | six_digits(row) for run in runs for row in run["history"]]
     recorded = {name for row in rows for name, value in row.items() if value is not None}
     tags = [tag for tag in dict.fromkeys([*TAGS, *(name for row in rows for name in row)]) if tag in recorded]
-    given = {name: value for run in runs for name, value in settings_of(run).items() if value is not None}
+    given = [name for run in runs for name, value in settings_of(run).items() if value is not None]
     settings = dict.fromkeys([*SETTINGS, *given])
     replace_files(
         {
@@ -191,7 +196,7 @@ def is_finished(run):
 def add_rows(path, rows):
     """Adds rows to a measurement's CSV file, in the place of all that it has of the same runs and epochs.
 
-    A row is a dict of `RUN_KEY`, "epoch" and figures, which are written with six digits. Sorted by run and epoch.
+    A row is a dict of `key_columns` and figures, which are written with six digits. Sorted by run and epoch.
     """
     measured = {weights_key(row) for row in rows}
     rows = [row for row in read_table(path) if weights_key(row) not in measured] + [six_digits(row) for row in rows]

@@ -14,7 +14,7 @@ import common
 import stn
 from assets import ASSETS, Command
 from assets.rebuild import SavedRun
-from assets.records import RUN_KEY, add_rows, is_finished, read_folder
+from assets.records import add_rows, is_finished, key_columns, read_folder
 from common import RunError
 
 MEASURES = ("inside", "scale", "active", "spread", "gradient", "gradient of the localization net")
@@ -129,7 +129,7 @@ def add_replay(folder, epoch=None, assets=ASSETS):
     steps = before + steps
     failing += len(before[:-1])  # steps are counted from here
     around = range(max(0, failing - AROUND), min(len(steps), failing + AROUND + 1))
-    key = {name: run[name] for name in RUN_KEY} | {"epoch": epoch}
+    key = key_columns(run, epoch)
     add_rows(assets / "failures.csv", [key | {"step": i - failing} | steps[i] for i in around])
     print(f"{len(around)} steps of epoch {epoch} of {folder} are in {assets / 'failures.csv'}")
 

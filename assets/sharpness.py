@@ -1,9 +1,9 @@
 """Measures how sharp the loss is where a run saved its weights, and adds it to sharpness.csv.
 
-Gradient descent stays only where the sharpness is under about
-2 / learning rate (Cohen et al., Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability, 2021,
-https://arxiv.org/abs/2103.00065). It is the largest (algebraic) eigenvalue of the Hessian of the mean training loss by
-the localization net's weights, here on the first 2,048 training images as the run saw them, dropout off.
+Gradient descent stays only where the sharpness is under about 2 / learning rate (Cohen et al., Gradient Descent on
+Neural Networks Typically Occurs at the Edge of Stability, 2021, https://arxiv.org/abs/2103.00065). It is the largest
+(algebraic) eigenvalue of the Hessian of the mean training loss by the localization net's weights, here on the first
+2,048 training images as the run saw them, dropout off.
 
 The Hessian is seen through central differences of the gradient. The loss has kinks (ReLU, max pooling, bilinear
 sampling; before training, on 28 x 28, every point that is sampled lies on one), so that its eigenvalue depends on the
@@ -24,7 +24,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from assets import ASSETS, Command, positive
 from assets.rebuild import SavedRun
-from assets.records import RUN_KEY, add_rows
+from assets.records import add_rows, key_columns
 from common import RunError
 
 IMAGES = 2048
@@ -132,7 +132,7 @@ def measure(folder, every=1):
             *values, vector = eigenvalues(gradient, weights, step)
             found = dict(zip(("sharpness", "largest_in_size", "residual"), values, strict=True))
             found["curvature"] = curvature(loss, weights, step * vector)
-            row = {name: saved.run[name] for name in RUN_KEY} | {"epoch": epoch, "step": step} | found
+            row = key_columns(saved.run, epoch) | {"step": step} | found
             row |= {name: figures[f"stn/{name}"] for name in ("scale", "inside", "spread")}
             rows.append(row | {"loss": figures["test/loss"], "lr": lr})
             print(f"{folder.name}, epoch {epoch}, step {step}: {found}", flush=True)

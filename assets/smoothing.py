@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import stn
 from assets import ASSETS, Command
 from assets.rebuild import ROOT, SavedRun, read_calls
-from assets.records import RUN_KEY, add_rows
+from assets.records import add_rows, key_columns
 
 IMAGES, DRAWN, LOSS = 400, 4, 0.1  # images, how many of them at all shifts, and over which loss
 SHIFTS = np.linspace(-3, 3, 61).round(1).tolist()  # pixels
@@ -52,7 +52,7 @@ def compare(folder, epoch):
     samplers = [kind(images.shape[-1], out_size=28, fill=saved.run["fill"]) for kind in kinds]
     unshifted, _ = shifted_losses(model, samplers[0], images, labels, theta, 0.0)
     drawn = (unshifted > LOSS).nonzero()[:DRAWN, 0]
-    key, rows = {name: saved.run[name] for name in RUN_KEY} | {"epoch": epoch}, []
+    key, rows = key_columns(saved.run, epoch), []
     for is_smoothed, sampler in enumerate(samplers):
         for shift in SHIFTS:
             index = drawn if shift else torch.arange(len(images))
