@@ -63,7 +63,8 @@ def without_beginnings(runs):
     """The runs but for those that are the first epochs of a longer one, as those of 17 at 0.001 are of 10's."""
     longest = {}
     for run in sorted(runs, key=lambda run: len(run["history"])):
-        longest[(*run_key(run)[2:], *settings_of(run).items())] = run
+        key = *run_key(run)[2:], *settings_of(run).items()
+        longest[key] = run
     return list(longest.values())
 
 

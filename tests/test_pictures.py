@@ -50,6 +50,8 @@ def test_the_comparison_has_a_frame_for_every_weights_file_that_both_runs_have(w
     left, right = (frames[1][top:bottom, start : start + pictures.PANEL] for start in starts)
     assert np.array_equal(left, right)  # the same run twice
     assert left.max() > 200 and not np.array_equal(frames[0], frames[2])
+    curves = [(frame[bottom:, :, 2] > frame[bottom:, :, 0] + 100.0).sum() for frame in frames]
+    assert curves[0] == 0 < curves[1] < curves[2]  # the accuracy so far
 
 
 @pytest.mark.parametrize("side, shown", [(28, 56), (60, 60), (120, 60)])
