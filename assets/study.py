@@ -73,9 +73,10 @@ def by_rate(runs):
     found = {}
     for seeds in group(pick(runs, **FULL, experiment=RATE_EXPERIMENT)):
         try:
-            found.setdefault(seeds[0]["dataset"], {})[float(seeds[0]["variant"])] = seeds
+            rate = float(seeds[0]["variant"])
         except (TypeError, ValueError):
             continue  # a variant that is no learning rate
+        found.setdefault(seeds[0]["dataset"], {})[rate] = seeds
     return dict(sorted(found.items(), key=lambda item: (item[0] != "mnist", item[0])))
 
 

@@ -126,6 +126,7 @@ def test_rates_are_the_numbers_among_experiment_17_s_variants():
     runs = [run(LASTS, 17, seed, variant=variant) for variant in ("0.1", "0.02", "frozen") for seed in (0, 1)]
     runs += [run(LASTS, 17, variant="0.02", dataset="mnist"), run(LASTS, 17, variant="0.02", limit=600)]
     runs += [run(LASTS, 26, variant="0.02"), run(LASTS, 26, variant="unlimited"), run(LASTS, 17)]
+    runs.append(run(LASTS, 17, variant="frozen", dataset="enlarged"))
     found = study.by_rate(runs)
     assert list(found) == ["mnist", "cluttered"] and list(found["cluttered"]) == [0.02, 0.1]
     assert found["cluttered"][0.02] == runs[2:4] and found["mnist"][0.02] == [runs[6]]
