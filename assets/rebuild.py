@@ -1,64 +1,86 @@
-"""Makes a run's network and optimizer again, by its experiment's script, for the scripts here that look into runs."""
+"""A run again as it was made, by its experiment's script, with the weights that it saved: for what looks into runs."""
 
 import inspect
 import runpy
-import sys
 from functools import partial
-from pathlib import Path
 from unittest import mock
 
 import torch
 
-ASSETS, ROOT = Path(__file__).parent, Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ASSETS)]
-from collect import SETTINGS, read_folder  # noqa: E402
+import common
+import stn
+from assets import ASSETS
+from assets.records import read_folder, setting_differences
 
-import common  # noqa: E402
-import stn  # noqa: E402
+ROOT = ASSETS.parent
 
 
 def read_calls(script):
-    """Returns the arguments of each `run_experiment` in a script, as dicts; "look" is the transformer in run.json."""
+    """Returns the arguments of each `run_experiment` in a script, as dicts; "settings" are those of run.json."""
     signature, calls = inspect.signature(common.run_experiment), []
 
     def keep(**given):
         call = signature.bind(**given)
         call.apply_defaults()
-        calls.append(call.arguments | {"look": common.describe_transformer(call.arguments["transformer"])})
+        settings = {name: call.arguments[name] for name in ("mean", "std", "fill", "max_grad_norm", "max_motion")}
+        settings |= {name: common.describe(call.arguments[name]) for name in ("transformer", "penalty")}
+        calls.append(call.arguments | {"settings": settings | {"batch_size": common.BATCH_SIZE}})
 
     with mock.patch.object(common, "run_experiment", keep):
         runpy.run_path(str(script), run_name="__main__")
     return calls
 
 
-def rebuild(folder):
-    """Returns the run in a folder (see `collect.read_folder`), its network, its optimizer and its `to_batch`.
+class SavedRun:
+    """The run in a folder: `run`, see `records.read_folder`, and its `model` and `optimizer`, as before training.
 
-    Network and optimizer are as before training. Raises RunError if the folder holds no run, or the experiment's script
-    is gone or another than when it ran.
+    Raises RunError if the folder holds no run, or the experiment's script is gone or another than when it ran.
     """
-    run = read_folder(folder)
-    script = ROOT / f"classification_experiment_{run['experiment']}.py"
-    calls = read_calls(script) if script.exists() else []
-    call = next((call for call in calls if call["variant"] == run["variant"]), None)
-    if call is None:
-        raise common.RunError(f"{folder} is a run of {script} that it does not have any more: put that script there")
-    model = stn.STNClassifier(60 if run["dataset"] == "cluttered" else 28, call["fill"], call["transformer"])
-    model.to(memory_format=torch.channels_last)
-    optimizer = call["make_optimizer"](model)
-    made = {name: call[name] for name in ("mean", "std", "fill", "max_grad_norm")} | {"transformer": call["look"]}
-    made |= {"optimizer": common.describe_optimizer(optimizer, model), "batch_size": common.BATCH_SIZE}
-    differs = [f"{name} was {run[name]}, is {made[name]}" for name in SETTINGS if run[name] != made[name]]
-    if differs:
-        raise common.RunError(f"{script} was changed since {folder} ({'; '.join(differs)}): put that script there")
-    peak = 1 if run["dataset"] == "cluttered" else 255
-    return run, model, optimizer, partial(common.normalize, peak=peak, mean=run["mean"], std=run["std"])
 
+    def __init__(self, folder):
+        self.folder, self.run = folder, read_folder(folder)
+        script = ROOT / f"classification_experiment_{self.run['experiment']}.py"
+        calls = read_calls(script) if script.exists() else []
+        variants = ["" if call["variant"] is None else str(call["variant"]) for call in calls]
+        if (self.run["variant"] or "") not in variants:
+            raise common.RunError(f"{folder} is a run of {script} that it does not have any more: put that there")
+        call = calls[variants.index(self.run["variant"] or "")]
+        self.model = stn.STNClassifier(common.SIDES[self.run["dataset"]], call["fill"], call["transformer"])
+        self.model.to(memory_format=torch.channels_last)
+        self.optimizer = call["make_optimizer"](self.model)
+        made = call["settings"] | {"optimizer": common.describe_optimizer(self.optimizer, self.model)}
+        scheduler = call["make_scheduler"](self.optimizer) if call["make_scheduler"] else None
+        made["scheduler"] = common.describe_scheduler(scheduler)
+        if differs := setting_differences(self.run | made, self.run):
+            raise common.RunError(f"{script} was changed since {folder} ({'; '.join(differs)}): put that script there")
+        self.to_batch = partial(common.normalize, mean=self.run["mean"], std=self.run["std"])
+        self.bounds_and_penalty = call["max_grad_norm"], call["max_motion"], call["penalty"]
 
-def load_weights(folder, epoch, model):
-    """Loads what the run in a folder saved after an epoch. Raises RunError if it saved none then."""
-    path = folder / "weights" / f"{epoch:03}.pt"
-    if not path.exists():
-        saved = sorted(int(path.stem) for path in path.parent.glob("*.pt"))
-        raise common.RunError(f"{folder} has no weights of epoch {epoch}: give one of those that it has, {saved}")
-    model.load_state_dict(common.load_state(path))
+    def saved_epochs(self):
+        """The epochs that it saved weights after, in files named as 005.pt; others beside them are not the run's."""
+        stems = [path.stem for path in (self.folder / "weights").glob("*.pt")]
+        return sorted(int(stem) for stem in stems if stem.isdecimal() and stem == f"{int(stem):03}")
+
+    def load(self, epoch):
+        """Loads what it saved after an epoch, a number or a text, into the model. Raises RunError if there is none."""
+        saved = self.saved_epochs()
+        if str(epoch) not in map(str, saved):
+            raise common.RunError(
+                f"{self.folder} has no weights of epoch {epoch}: give one of those that it has, {saved}"
+            )
+        self.model.load_state_dict(common.load_state(self.folder / "weights" / f"{int(epoch):03}.pt"))
+
+    def canvases(self, limit=60000):
+        """Returns (images, labels) that it trained on, the first `limit` of them, and the same that it tested on."""
+        run = self.run
+        *sets, _ = common.load_canvases(run["dataset"], run["data_dir"], run["digits"], min(limit, run["limit"]))
+        return sets
+
+    def train_epoch(self, epoch, images, labels):
+        """Trains as it did in an epoch, if the weights are those of the epoch before; returns `common.train`'s."""
+        torch.manual_seed(10_000 * self.run["seed"] + epoch)
+        return common.train(self.model, self.optimizer, images, labels, self.to_batch, *self.bounds_and_penalty)
+
+    def test(self, images, labels):
+        """Returns what `common.test` measures. Turns dropout off."""
+        return common.test(self.model, images, labels, self.to_batch)

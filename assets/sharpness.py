@@ -1,11 +1,9 @@
-"""Measures how sharp the loss is where a run saved its weights, and adds it to sharpness.csv, for make_figures.py:
+"""Measures how sharp the loss is where a run saved its weights, and adds it to sharpness.csv.
 
-    python assets/sharpness.py RUN_FOLDER ... [--every N]
-
-with --every N at the epochs that N divides only. Gradient descent stays only where the sharpness is under about
-2 / learning rate (Cohen et al., Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability, 2021,
-https://arxiv.org/abs/2103.00065). It is the largest (algebraic) eigenvalue of the Hessian of the mean training loss by
-the localization net's weights, here on the first 2,048 training images as the run saw them, dropout off.
+Gradient descent stays only where the sharpness is under about 2 / learning rate (Cohen et al., Gradient Descent on
+Neural Networks Typically Occurs at the Edge of Stability, 2021, https://arxiv.org/abs/2103.00065). It is the largest
+(algebraic) eigenvalue of the Hessian of the mean training loss by the localization net's weights, here on the first
+2,048 training images as the run saw them, dropout off.
 
 The Hessian is seen through central differences of the gradient. The loss has kinks (ReLU, max pooling, bilinear
 sampling; before training, on 28 x 28, every point that is sampled lies on one), so that its eigenvalue depends on the
@@ -17,34 +15,20 @@ half a minute on 28 x 28.
 """
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from collect import KEY, order, read_table, solution_of, write_table
-from rebuild import ASSETS, load_weights, rebuild
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-import common
+from assets import ASSETS, Command, positive
+from assets.rebuild import SavedRun
+from assets.records import add_rows, key_columns
+from common import RunError
 
 IMAGES = 2048
 STEPS = (0.001, 0.01)  # of the central difference, in the Euclidean norm of all the localization net's weights
-FIGURES = ("sharpness", "largest_in_size", "residual", "curvature", "scale", "inside", "spread", "loss", "lr")
-COLUMNS = (*KEY, "epoch", "step", *FIGURES)
-
-
-def add_rows(path, columns, rows):
-    """Adds rows to a CSV file, in the place of all that it has of the same runs and epochs; sorted by run and epoch.
-
-    Figures are written with six digits. A row has a run's `KEY` and its "epoch".
-    """
-    new = {solution_of(row) for row in rows}
-    rows = [{name: float(f"{x:.6g}") if isinstance(x, float) else x for name, x in row.items()} for row in rows]
-    others = read_table(path) if path.exists() else []
-    rows = [row for row in others if solution_of(row) not in new] + rows
-    write_table(path, columns, sorted(rows, key=lambda row: (order(row), row["epoch"])))
 
 
 def eigenvalues(gradient, weights, step):
@@ -104,11 +88,11 @@ def loss_gradient(model, images, labels, to_batch):
     def gradient(weights):
         set_weights(model, weights)
         total = torch.zeros(len(weights), dtype=parameters[0].dtype)
-        for some, wanted in zip(images.split(256), labels.split(256), strict=True):
-            loss = F.cross_entropy(model(to_batch(some)), wanted, reduction="sum") / len(images)
+        for part, part_labels in zip(images.split(256), labels.split(256), strict=True):
+            loss = F.cross_entropy(model(to_batch(part)), part_labels, reduction="sum") / len(images)
             # experiment 18's loss does not depend on these weights
-            parts = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-            total += torch.cat([part.flatten() for part in parts])
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+            total += torch.cat([gradient.flatten() for gradient in gradients])
         return total.double().numpy()
 
     return gradient
@@ -126,51 +110,48 @@ def measure(folder, every=1):
     the localization net's learning rate, the largest if its weights have several. Raises RunError if there is no run,
     or it has no weights at an epoch that `every` divides.
     """
-    run, model, optimizer, to_batch = rebuild(folder)
-    epochs = sorted(int(path.stem) for path in (folder / "weights").glob("*.pt"))
-    epochs = [epoch for epoch in epochs if epoch % every == 0]
+    saved = SavedRun(folder)
+    model, epochs = saved.model, [epoch for epoch in saved.saved_epochs() if epoch % every == 0]
     if not epochs:
-        raise common.RunError(f"{folder} has no weights at an epoch that {every} divides: it needs its weights/*.pt")
-    (images, labels), *_ = common.load_canvases(run["dataset"], "data", run["digits"], min(run["limit"], IMAGES))
+        raise RunError(f"{folder} has no weights at an epoch that {every} divides: it needs its weights/*.pt")
+    (images, labels), _ = saved.canvases(IMAGES)
     held = {id(parameter) for parameter in model.stn.parameters()}
-    lr = max(group["lr"] for group in optimizer.param_groups if held & {id(p) for p in group["params"]})
+    lr = max(group["lr"] for group in saved.optimizer.param_groups if held & {id(p) for p in group["params"]})
+
+    def loss(weights):
+        set_weights(model, weights)
+        return saved.test(images, labels)["test/loss"]
+
     for epoch in epochs:
-        load_weights(folder, epoch, model)
-        figures = common.test(model, images, labels, to_batch)  # it turns dropout off
-        row = {name: run[name] for name in KEY} | {"epoch": epoch, "loss": figures["test/loss"], "lr": lr}
-        row |= {name: figures[f"stn/{name}"] for name in ("scale", "inside", "spread")}
+        saved.load(epoch)
+        figures = saved.test(images, labels)  # it turns dropout off
         weights = torch.cat([weights.detach().flatten() for weights in model.stn.parameters()]).double().numpy()
-        gradient = loss_gradient(model, images, labels, to_batch)
+        gradient = loss_gradient(model, images, labels, saved.to_batch)
         rows = []
-
-        def loss(place):
-            set_weights(model, place)
-            return common.test(model, images, labels, to_batch)["test/loss"]
-
         for step in STEPS:
             *values, vector = eigenvalues(gradient, weights, step)
-            found = dict(zip(FIGURES[:3], values, strict=True))
+            found = dict(zip(("sharpness", "largest_in_size", "residual"), values, strict=True))
             found["curvature"] = curvature(loss, weights, step * vector)
-            rows.append(row | {"step": step} | found)
+            row = key_columns(saved.run, epoch) | {"step": step} | found
+            row |= {name: figures[f"stn/{name}"] for name in ("scale", "inside", "spread")}
+            rows.append(row | {"loss": figures["test/loss"], "lr": lr})
             print(f"{folder.name}, epoch {epoch}, step {step}: {found}", flush=True)
         yield rows
 
 
-def main():
-    match sys.argv[1:]:
-        case [*folders, "--every", every]:
-            pass
-        case folders:
-            every = "1"
-    if not folders or any(folder.startswith("-") for folder in folders) or not every.isdecimal() or int(every) == 0:
-        sys.exit("usage: python assets/sharpness.py RUN_FOLDER ... [--every N], of runs that saved weights")
+def add_sharpness(folders, every, assets=ASSETS):
     torch.set_num_threads(1)
-    try:
-        for folder in map(Path, folders):
-            for rows in measure(folder, int(every)):  # minutes each
-                add_rows(ASSETS / "sharpness.csv", COLUMNS, rows)
-    except (common.RunError, OSError) as error:
-        sys.exit(f"sharpness.py: error: {error}")
+    for folder in folders:
+        for rows in measure(folder, every):  # minutes each
+            add_rows(assets / "sharpness.csv", rows)
+
+
+def main():
+    command = Command(prog="python -m assets.sharpness", description=__doc__)
+    command.add_argument("folders", type=Path, nargs="+", metavar="RUN_FOLDER")
+    command.add_argument("--every", type=positive, default=1, metavar="N", help="at the epochs that N divides only")
+    command.set_defaults(function=add_sharpness)
+    command.run()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""Compares the loss's gradient by a shift of the region with the loss itself, and adds it to smoothing.csv:
-
-    python assets/smoothing.py RUN_FOLDER EPOCH
+"""Compares the loss's gradient by a shift of the region with the loss itself, and adds it to smoothing.csv.
 
 Why should it help to smooth the images before they are sampled? For the weights that a run saved after EPOCH, each
 image's loss, its derivative by a shift of the whole region to the right and the loss's change over one pixel of that
@@ -10,22 +8,19 @@ have hardly a gradient, at shifts of -3 to 3 pixels.
 Dropout is off. Pixels are the input's. Rows of the same run and epoch are replaced. Takes seconds.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from collect import KEY
-from rebuild import ASSETS, ROOT, load_weights, read_calls, rebuild
-from sharpness import add_rows
 
-import common
 import stn
+from assets import ASSETS, Command
+from assets.rebuild import ROOT, SavedRun, read_calls
+from assets.records import add_rows, key_columns
 
 IMAGES, DRAWN, LOSS = 400, 4, 0.1  # images, how many of them at all shifts, and over which loss
 SHIFTS = np.linspace(-3, 3, 61).round(1).tolist()  # pixels
-COLUMNS = (*KEY, "epoch", "image", "smoothed", "shift", "loss", "gradient", "difference")
 
 
 def shifted_losses(model, sampler, images, labels, theta, shift):
@@ -46,37 +41,41 @@ def compare(folder, epoch):
 
     Raises RunError if there is no run, or it has no weights of that epoch.
     """
-    run, model, _, to_batch = rebuild(folder)
-    load_weights(folder, epoch, model)
-    model.eval()
-    _, (images, labels), _ = common.load_canvases(run["dataset"], "data", run["digits"], run["limit"])
-    images, labels = to_batch(images[:IMAGES]), labels[:IMAGES]
+    saved = SavedRun(folder)
+    saved.load(epoch)
+    model = saved.model.eval()
+    _, (images, labels) = saved.canvases()
+    images, labels = saved.to_batch(images[:IMAGES]), labels[:IMAGES]
     theta = model.stn.theta(images).detach()
-    smoothing = read_calls(ROOT / "classification_experiment_15.py")[0]["transformer"]
-    samplers = [made(images.shape[-1], out_size=28, fill=run["fill"]) for made in (stn.SpatialTransformer, smoothing)]
+    smoothed = read_calls(ROOT / "classification_experiment_15.py")[0]["transformer"]
+    kinds = (stn.SpatialTransformer, smoothed)
+    samplers = [kind(images.shape[-1], out_size=28, fill=saved.run["fill"]) for kind in kinds]
     unshifted, _ = shifted_losses(model, samplers[0], images, labels, theta, 0.0)
     drawn = (unshifted > LOSS).nonzero()[:DRAWN, 0]
-    rows = []
-    for smoothed, sampler in enumerate(samplers):
+    key, rows = key_columns(saved.run, epoch), []
+    for is_smoothed, sampler in enumerate(samplers):
         for shift in SHIFTS:
-            which = drawn if shift else torch.arange(len(images))
-            some = model, sampler, images[which], labels[which], theta[which]
-            losses, gradients = shifted_losses(*some, shift)
-            differences = shifted_losses(*some, shift + 0.5)[0] - shifted_losses(*some, shift - 0.5)[0]
-            row = {name: run[name] for name in KEY} | {"epoch": epoch, "smoothed": smoothed, "shift": shift}
-            for image, *values in zip(*(x.tolist() for x in (which, losses, gradients, differences)), strict=True):
-                rows.append(row | {"image": image} | dict(zip(COLUMNS[-3:], values, strict=True)))
+            index = drawn if shift else torch.arange(len(images))
+            inputs = model, sampler, images[index], labels[index], theta[index]
+            losses, gradients = shifted_losses(*inputs, shift)
+            differences = shifted_losses(*inputs, shift + 0.5)[0] - shifted_losses(*inputs, shift - 0.5)[0]
+            for image, *values in zip(*(x.tolist() for x in (index, losses, gradients, differences)), strict=True):
+                row = {"image": image, "smoothed": is_smoothed, "shift": shift}
+                rows.append(key | row | dict(zip(("loss", "gradient", "difference"), values, strict=True)))
     return rows
 
 
-def main():
-    if len(sys.argv) != 3 or not sys.argv[2].isdigit():
-        sys.exit("usage: python assets/smoothing.py RUN_FOLDER EPOCH, of a run that saved weights then")
+def add_smoothing(folder, epoch, assets=ASSETS):
     torch.set_num_threads(1)
-    try:
-        add_rows(ASSETS / "smoothing.csv", COLUMNS, compare(Path(sys.argv[1]), int(sys.argv[2])))
-    except (common.RunError, OSError) as error:
-        sys.exit(f"smoothing.py: error: {error}")
+    add_rows(assets / "smoothing.csv", compare(folder, epoch))
+
+
+def main():
+    command = Command(prog="python -m assets.smoothing", description=__doc__)
+    command.add_argument("folder", type=Path, metavar="RUN_FOLDER")
+    command.add_argument("epoch", type=int, metavar="EPOCH", help="one that the run saved weights after")
+    command.set_defaults(function=add_smoothing)
+    command.run()
 
 
 if __name__ == "__main__":

@@ -1,43 +1,33 @@
-"""What make_figures.py draws from the CSV files: values, found in the figures before they become pixels."""
+"""What assets.figures draws from the CSV files: values, found in the figures before they become pixels."""
 
 import shutil
 import sys
-import time
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 from conftest import ROOT
+from made_up import key, run
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 import common
-from common import TAGS
-
-sys.path.insert(0, str(ROOT / "assets"))
-import collect  # noqa: E402
-import make_figures  # noqa: E402
+from assets import figures, records
+from assets.figures import read_study
 
 
 def history(*epochs):
     """A history of (train loss, scale, inside, spread), an epoch each."""
     names = ("train/loss", "stn/scale", "stn/inside", "stn/spread")
     return [
-        dict.fromkeys(TAGS, 0.5) | {"epoch": i, "test/accuracy": 50 + i / 10} | dict(zip(names, figures, strict=True))
-        for i, figures in enumerate(epochs, start=1)
+        dict.fromkeys(common.TAGS, 0.5)
+        | {"epoch": i, "test/accuracy": 50 + i / 10}
+        | dict(zip(names, scalars, strict=True))
+        for i, scalars in enumerate(epochs, start=1)
     ]
 
 
 FINE, ONE_MAP, OFF = (1.0, 0.5, 0.9, 0.3), (1.2, 1.2, 0.7, 0.002), (2.3, 4.0, 0.01, 0.0)
-
-
-def run(number, rows, *, seed=0, dataset="cluttered", variant=None, optimizer="SGD(lr=0.01)", epochs=None):
-    """A run as `collect.read_runs` returns it; of the images and normalization of experiment 1."""
-    names = (*collect.KEY, *collect.SETTINGS, *collect.FACTS)
-    settings = {"experiment": number, "variant": variant, "dataset": dataset, "digits": "full", "limit": 60000}
-    settings |= {"seed": seed, "mean": 0.1307, "std": 0.3081, "optimizer": optimizer, "title": f"title of {number}"}
-    settings |= {"epochs": epochs or len(rows), "history": rows}
-    return dict.fromkeys(names) | settings | common.summarize(rows)
 
 
 @pytest.fixture
@@ -47,6 +37,11 @@ def assets(tmp_path):
     folder.mkdir()
     shutil.copy(ROOT / "assets" / "published_runs.csv", folder)
     return folder
+
+
+def whole(rows, experiment, **columns):
+    """A run that got to its last epoch."""
+    return run(rows, experiment, title=f"title of {experiment}", **{"epochs": len(rows)} | columns)
 
 
 def axes_of(figure, ylabel=None, xlabel=None):
@@ -65,14 +60,14 @@ def lines(axes, color):
 
 def test_a_strip_is_black_off_the_image_hatched_for_one_map_and_marked_where_the_solution_is_lost(assets):
     rows = history(*[FINE] * 3, *[ONE_MAP] * 2, *[OFF] * 6, FINE)
-    colors, one_map, lost = make_figures.timeline_strip(rows)
+    colors, one_map, lost = figures.timeline_strip(rows)
     assert np.flatnonzero(colors.mask).tolist() == [5, 6, 7, 8, 9, 10]  # from epoch 6 to 11
     assert np.flatnonzero(one_map).tolist() == [3, 4]  # where it looks off the image as well, that is what is shown
     assert lost == 6 == common.lost_solution(rows)
     assert colors[0] == -1 and colors[3] == pytest.approx(np.log2(1.2))
 
-    collect.write_runs([run(1, rows)], assets)
-    axes = axes_of(make_figures.timeline(assets), xlabel="epoch")
+    records.write_runs([whole(rows, 1)], assets)
+    axes = axes_of(figures.timeline(read_study(assets)), xlabel="epoch")
     (image,), (hatched,) = axes.images, axes.collections
     assert (image.get_array().mask == colors.mask).all()
     assert to_hex(image.cmap.get_bad()) == "#000000"
@@ -82,40 +77,40 @@ def test_a_strip_is_black_off_the_image_hatched_for_one_map_and_marked_where_the
 
 def test_where_spread_was_not_recorded_nothing_is_hatched():
     rows = [row | {"stn/spread": None} for row in history(*[ONE_MAP] * 3)]
-    assert not make_figures.timeline_strip(rows)[1].any()
+    assert not figures.timeline_strip(rows)[1].any()
 
 
 def test_a_new_experiment_is_in_the_timeline_and_among_the_cures(assets):
-    runs = [run(1, history(*[FINE] * 100)), run(1, history(*[FINE] * 80), dataset="mnist")]
-    runs += [run(99, history(*[FINE] * 120)), run(99, history(*[FINE] * 29, OFF), seed=1, epochs=120)]
-    runs += [run(17, history(*[FINE] * 20), variant=rate) for rate in (0.001, 0.1)]
-    collect.write_runs(runs, assets)
+    runs = [whole(history(*[FINE] * 100), 1), whole(history(*[FINE] * 80), 1, dataset="mnist")]
+    runs += [whole(history(*[FINE] * 120), 99), whole(history(*[FINE] * 29, OFF), 99, seed=1, epochs=120)]
+    runs += [whole(history(*[FINE] * 20), 17, variant=rate) for rate in ("0.001", "0.1")]
+    records.write_runs(runs, assets)
 
-    axes = axes_of(make_figures.timeline(assets), xlabel="epoch")
+    axes = axes_of(figures.timeline(read_study(assets)), xlabel="epoch")
     titles = [" ".join(label.get_text().split()) for label in axes.get_yticklabels()]
     assert titles == ["1: title of 1", "99: title of 99", "1: title of 1, plain digits"]
     assert [image.get_extent()[:2] for image in axes.images] == [[0.5, n + 0.5] for n in (100, 120, 30, 80)]
     texts = [text.get_text() for text in axes.texts]
     assert "62.0" in texts and "53.0, stopped" in texts  # the best accuracies of experiment 99
 
-    figure = make_figures.cures(assets)
+    figure = figures.cures(read_study(assets))
     assert len(figure.axes) == 3  # one row
     assert figure.axes[0].get_ylabel().replace("\xa0", " ") == "99: title of 99\n1 of 2 failed"
-    (grey,) = lines(figure.axes[0], make_figures.GREY)
+    (grey,) = lines(figure.axes[0], figures.GREY)
     assert len(grey[0]) == 100
 
 
 def test_experiments_on_other_images_are_no_cures(assets):
-    collect.write_runs([run(1, history(FINE)), run(2, history(FINE)) | {"mean": 0, "std": 1}], assets)
-    with pytest.raises(make_figures.MissingError):
-        make_figures.cures(assets)
+    records.write_runs([whole(history(FINE), 1), whole(history(FINE), 2) | {"mean": 0, "std": 1}], assets)
+    with pytest.raises(figures.MissingError):
+        figures.cures(read_study(assets))
 
 
 def test_a_line_changes_its_colour_where_the_run_fails(assets):
-    collect.write_runs([run(1, history(FINE)), run(99, history(*[FINE] * 4, *[OFF] * 3))], assets)
-    scale = make_figures.cures(assets).axes[1]
-    assert lines(scale, make_figures.BLUE) == [([1, 2, 3, 4], [0.5] * 4)]
-    assert lines(scale, make_figures.VERMILION) == [([4, 5, 6, 7], [0.5, 4, 4, 4])]
+    records.write_runs([whole(history(FINE), 1), whole(history(*[FINE] * 4, *[OFF] * 3), 99)], assets)
+    scale = figures.cures(read_study(assets)).axes[1]
+    assert lines(scale, figures.BLUE) == [([1, 2, 3, 4], [0.5] * 4)]
+    assert lines(scale, figures.VERMILION) == [([4, 5, 6, 7], [0.5, 4, 4, 4])]
 
 
 # ---------------------------------------------------------------------------------------------------------------- rates
@@ -124,25 +119,25 @@ def test_a_line_changes_its_colour_where_the_run_fails(assets):
 def test_scale_over_the_rate_has_a_point_a_seed_and_those_off_the_image_at_the_edge(assets):
     last = {0.001: (0.8, 0.9, 1.0), 0.01: (1.2, 1.4, None), 0.1: (1.9, None, None)}  # scale, or off the image
     runs = [
-        run(17, history(FINE, OFF if scale is None else (1.0, scale, 0.9, 0.3)), variant=rate, seed=seed)
+        whole(history(FINE, OFF if scale is None else (1.0, scale, 0.9, 0.3)), 17, variant=str(rate), seed=seed)
         for rate, scales in last.items()
         for seed, scale in enumerate(scales)
     ]
-    collect.write_runs(runs, assets)
-    axes = axes_of(make_figures.rates(assets), "scale after the last epoch")
-    *points, (xs, medians) = lines(axes, make_figures.VERMILION)
+    records.write_runs(runs, assets)
+    axes = axes_of(figures.rates(read_study(assets)), "scale after the last epoch")
+    *points, (xs, medians) = lines(axes, figures.VERMILION)
     assert [ys for _, ys in points] == [[0.8, 0.9, 1.0], [1.2, 1.4], [1.9]]
     assert medians == pytest.approx([0.9, 1.4, np.nan], nan_ok=True)  # off the image is larger than any scale
     assert [ys for _, ys in lines(axes, "#000000")] == [[0.95], [0.95, 0.95]]  # of the height of the axes
 
-    by_side = axes_of(make_figures.rates_full(assets), xlabel=f"{make_figures.RATE} x (side / 28)²")
-    assert np.divide(lines(by_side, make_figures.VERMILION)[-1][0], xs) == pytest.approx((60 / 28) ** 2)
+    by_side = axes_of(figures.rates_full(read_study(assets)), xlabel=f"{figures.RATE_LABEL} x (side / 28)²")
+    assert np.divide(lines(by_side, figures.VERMILION)[-1][0], xs) == pytest.approx((60 / 28) ** 2)
 
 
 def test_one_rate_is_no_curve(assets):
-    collect.write_runs([run(17, history(FINE), variant=0.001, seed=seed) for seed in (0, 1)], assets)
-    with pytest.raises(make_figures.MissingError):
-        make_figures.rates(assets)
+    records.write_runs([whole(history(FINE), 17, variant="0.001", seed=seed) for seed in (0, 1)], assets)
+    with pytest.raises(figures.MissingError):
+        figures.rates(read_study(assets))
 
 
 # ------------------------------------------------------------------------------------------------------------- failures
@@ -150,10 +145,10 @@ def test_one_rate_is_no_curve(assets):
 
 def replay(seed, inside, active, spread=None, epoch=4):
     """The steps of a replay after which inside and active are as given."""
-    names = ("experiment", "variant", "dataset", "seed", "epoch", "step", "inside", "active", "spread")
+    of_run = key(run([], seed=seed), epoch=epoch)
     fine, after = (0.7, 0.3, spread), (inside, active, spread)
     return [
-        dict(zip(names, (1, None, "cluttered", seed, epoch, step, *(fine if step < 0 else after)), strict=True))
+        of_run | {"step": step} | dict(zip(("inside", "active", "spread"), fine if step < 0 else after, strict=True))
         for step in range(-200, 201)
     ]
 
@@ -164,56 +159,54 @@ def test_of_each_kind_the_failure_of_the_best_run_is_chosen_and_one_that_recorde
     for seed, accuracy in accuracies.items():
         rows = history(*[FINE] * 6)
         rows = [row | {"test/accuracy": accuracy if row["epoch"] < 4 else 95 + seed} for row in rows]
-        runs.append(run(1, rows, seed=seed) | {"failed": None if seed == 4 else 4})
+        runs.append(whole(rows, 1, seed=seed, failed=None if seed == 4 else 4))
     off = [replay(seed, 0.01, 0.3) for seed in (0, 1, 2)]
     one_map = [replay(0, 0.7, 0.0), replay(3, 0.7, 0.01)]
     neither = [replay(1, 0.01, 0.01), replay(1, 0.7, 0.3), replay(1, 0.01, 0.3)[:215], replay(1, 0.01, 0.3, 0.2)[150:]]
     neither += [[step | {"dataset": "mnist"} for step in replay(1, 0.01, 0.3, 0.2)], replay(4, 0.01, 0.3, 0.2)]
 
-    chosen = make_figures.choose_failures([*off, *one_map, *neither], runs)
+    chosen = figures.choose_failures([*off, *one_map, *neither], runs)
     assert {kind: steps[0]["seed"] for kind, steps in chosen.items()} == {
         "off the image": 1,
         "one map for all images": 3,
     }
     assert [step["step"] for step in chosen["off the image"]] == [*range(-60, 61)]
 
-    chosen = make_figures.choose_failures([*off, *one_map, replay(0, 0.01, 0.3, spread=0.2)], runs)
+    chosen = figures.choose_failures([*off, *one_map, replay(0, 0.01, 0.3, spread=0.2)], runs)
     assert chosen["off the image"][0]["seed"] == 0
-    with pytest.raises(make_figures.MissingError, match="one map"):
-        make_figures.choose_failures(off, runs)
+    with pytest.raises(figures.MissingError, match="one map"):
+        figures.choose_failures(off, runs)
 
 
 # ------------------------------------------------------------------------------------------------------------------ why
 
 
 def test_a_clipped_runs_rate_is_that_of_its_median_step():
-    clipped = run(11, history(FINE, FINE)) | {"max_grad_norm": 2}
+    clipped = whole(history(FINE, FINE), 11) | {"max_grad_norm": 2}
     clipped["history"][1]["train/grad_norm"] = 8.0
     clipped["history"][0]["train/grad_norm"] = 1.0  # at most steps the bound is not reached
     rows = [{"epoch": epoch, "lr": 0.01} for epoch in (0, 1, 2)]
-    assert [make_figures.rate_of_step(row, clipped) for row in rows] == [0.01, 0.01, 0.0025]
-    assert make_figures.rate_of_step(rows[2], run(1, history(FINE, FINE))) == 0.01
+    assert [figures.rate_of_step(row, clipped) for row in rows] == [0.01, 0.01, 0.0025]
+    assert figures.rate_of_step(rows[2], whole(history(FINE, FINE), 1)) == 0.01
 
 
 def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is_no_point(assets):
-    runs = [run(1, history(FINE)), run(10, history(FINE), optimizer="SGD(lr=0.001)")]
-    runs += [run(7, history(FINE), optimizer="Adam(lr=0.0001)")]
-    collect.write_runs(runs, assets)
-    columns = (*collect.KEY, "epoch", "step", "curvature", "scale", "inside", "lr")
-    key = {"variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0, "inside": 0.8}
+    runs = [whole(history(FINE), 1), whole(history(FINE), 10, optimizer="SGD(lr=0.001)")]
+    runs += [whole(history(FINE), 7, optimizer="Adam(lr=0.0001)")]
+    records.write_runs(runs, assets)
     rows = [
-        key | {"experiment": number, "lr": lr, "epoch": epoch, "step": step, "curvature": curvature, "scale": scale}
+        key(run([], number), epoch=epoch, step=step, curvature=curvature, scale=scale, inside=0.8, lr=lr)
         for number, lr in ((1, 0.01), (7, 0.0001), (10, 0.001))
         for epoch, scale in ((20, 0.8), (40, 0.6))
         for step, curvature in ((0.001, 300), (0.01, 200))
     ]
     rows += [rows[1] | {"epoch": 60, "inside": 0.01, "scale": 7}, rows[1] | {"epoch": 80, "curvature": -5}]
     rows.append(rows[1] | {"seed": 5, "curvature": 77})  # of a run that is not in the study
-    collect.write_table(assets / "sharpness.csv", columns, rows)
+    records.add_rows(assets / "sharpness.csv", rows)
 
     over_scale, over_epochs = Figure().subplots(2)
-    make_figures.sharpness_over_scale(over_scale, assets)
-    make_figures.sharpness_over_epochs(over_epochs, assets)
+    figures.sharpness_over_scale(over_scale, read_study(assets))
+    figures.sharpness_over_epochs(over_epochs, read_study(assets))
     limits = [line.get_ydata()[0] for line in over_scale.lines if line.get_linestyle() == "--"]
     assert limits == [2 / 0.001, 2 / 0.01]
     points = [line for line in over_scale.lines if line.get_marker() in "o^" and len(line.get_xdata())]
@@ -230,67 +223,56 @@ def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is
     assert [line.get_label() for line in over_epochs.lines[:2]] == ["1", "10"]
 
 
+def measured(number, seed, epoch):
+    """A row of sharpness.csv."""
+    return key(run([], number, seed), epoch=epoch, step=0.01, curvature=100, scale=0.8, inside=0.8, lr=0.01)
+
+
 def test_runs_of_an_experiment_have_one_colour_and_one_name_and_those_measured_once_are_grey(assets):
-    collect.write_runs([run(number, history(FINE), seed=seed) for number in (10, 2) for seed in (0, 1)], assets)
-    columns = (*collect.KEY, "epoch", "step", "curvature", "scale", "inside", "lr")
-    key = {"variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "inside": 0.8}
-    key |= {"scale": 0.8, "step": 0.01, "lr": 0.01}
+    records.write_runs([whole(history(FINE), number, seed=seed) for number in (10, 2) for seed in (0, 1)], assets)
     rows = [
-        key | {"experiment": number, "seed": seed, "epoch": epoch, "curvature": 100}
+        measured(number, seed, epoch)
         for number, seed, epochs in ((10, 0, (20, 40)), (10, 1, (20, 40)), (2, 0, (20, 40)), (2, 1, (20,)))
         for epoch in epochs
     ]
-    collect.write_table(assets / "sharpness.csv", columns, rows)
+    records.add_rows(assets / "sharpness.csv", rows)
     axes = Figure().subplots()
-    make_figures.sharpness_over_epochs(axes, assets)
+    figures.sharpness_over_epochs(axes, read_study(assets))
     *curves, _ = axes.lines  # the last is the limit
-    ten, ten_again, two, once = (line.get_color() for line in curves)
+    two, once, ten, ten_again = (line.get_color() for line in curves)
     assert ten == ten_again != two
-    assert once == make_figures.GREY not in (ten, two)
+    assert once == figures.GREY not in (ten, two)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["2", "10"]
 
 
-def test_curvatures_after_a_failure_are_open_points_without_a_line(assets):
-    collect.write_runs([run(1, history(FINE, FINE, OFF, OFF, OFF))], assets)
-    columns = (*collect.KEY, "epoch", "step", "curvature", "scale", "inside", "lr")
-    key = {"experiment": 1, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0}
-    key |= {"inside": 0.8, "scale": 0.8, "step": 0.01, "lr": 0.01, "curvature": 100}
-    collect.write_table(assets / "sharpness.csv", columns, [key | {"epoch": epoch} for epoch in (1, 2, 4, 5)])
+def test_curvatures_from_a_failure_on_are_open_points_without_a_line(assets):
+    runs = [whole(history(FINE, FINE, OFF, OFF, OFF), 1, seed=seed) for seed in (0, 1, 2)]
+    records.write_runs(runs, assets)
+    rows = [measured(1, 0, epoch) for epoch in (1, 2, 3, 5)]
+    rows += [measured(1, 1, 2), measured(1, 2, 3)]  # measured once: a grey point
+    records.add_rows(assets / "sharpness.csv", rows)
     axes = Figure().subplots()
-    make_figures.sharpness_over_epochs(axes, assets)
-    failed, healthy, _ = axes.lines
+    figures.sharpness_over_epochs(axes, read_study(assets))
+    failed, healthy, grey, grey_failed, _ = axes.lines
     assert list(healthy.get_xdata()) == [1, 2] and healthy.get_linestyle() == "-"
-    assert list(failed.get_xdata()) == [4, 5] and failed.get_linestyle() == "None"
+    assert list(failed.get_xdata()) == [3, 5] and failed.get_linestyle() == "None"
     assert failed.get_markerfacecolor() == "none" != healthy.get_markerfacecolor()
-
-
-def test_a_run_measured_once_is_a_grey_point_that_is_open_after_its_failure(assets):
-    collect.write_runs([run(1, history(FINE, FINE, OFF, OFF, OFF), seed=seed) for seed in (0, 1)], assets)
-    columns = (*collect.KEY, "epoch", "step", "curvature", "scale", "inside", "lr")
-    key = {"experiment": 1, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000}
-    key |= {"inside": 0.8, "scale": 0.8, "step": 0.01, "lr": 0.01, "curvature": 100}
-    rows = [key | {"seed": seed, "epoch": epoch} for seed, epoch in ((0, 2), (1, 4))]
-    collect.write_table(assets / "sharpness.csv", columns, rows)
-    axes = Figure().subplots()
-    make_figures.sharpness_over_epochs(axes, assets)
-    healthy, failed, _ = axes.lines
-    assert (healthy.get_color(), failed.get_color()) == (make_figures.GREY, make_figures.GREY)
-    assert failed.get_markerfacecolor() == "none" != healthy.get_markerfacecolor()
+    assert grey.get_color() == grey_failed.get_color() == figures.GREY
+    assert grey_failed.get_markerfacecolor() == "none" != grey.get_markerfacecolor()
 
 
 def test_the_hand_over_has_a_panel_a_solution_and_a_line_a_shuffle(assets):
-    collect.write_runs([run(7, history(FINE))], assets)
-    columns = (*collect.KEY, "epoch", "stn/scale", "shuffle", "rate", "step", "test/accuracy")
-    key = {"experiment": 7, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0}
+    records.write_runs([whole(history(FINE), 7)], assets)
     rows = [
-        key | dict(zip(columns[len(key) :], (epoch, 0.6, shuffle, rate, step, epoch - step), strict=True))
+        key(run([], 7), epoch=epoch, shuffle=shuffle, rate=rate, step=step)
+        | {"stn/scale": 0.6, "test/accuracy": epoch - step}
         for epoch in (50, 90)
         for shuffle in (0, 1, 2)
         for rate in (0.0001, 0.01, 0)
         for step in (0, 1, 2, 5)
     ]
-    collect.write_table(assets / "hand_over.csv", columns, rows)
-    figure = make_figures.hand_over(assets)
+    records.add_rows(assets / "hand_over.csv", rows)
+    figure = figures.hand_over(read_study(assets))
     *panels, third, fourth = figure.axes
     assert not third.axison and not fourth.axison
     assert [axes.get_title().split("\n")[-1] for axes in panels] == [
@@ -312,16 +294,16 @@ def test_the_hand_over_has_a_panel_a_solution_and_a_line_a_shuffle(assets):
 
 
 def test_what_sgd_leaves_is_drawn_over_the_rate_and_over_the_rate_times_the_larger_step_s_curvature():
-    key = {"experiment": 7, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0}
-    sharp = [key | {"epoch": 20, "step": step, "curvature": curvature} for step, curvature in ((0.01, 50), (0.1, 200))]
-    handed_over = [  # as tables.solutions has them
-        (key | {"epoch": 20}, {(0.001, 0.01): [90, 20, 80], (0.001, 0.1): [10, 30, 20], (0.01, 0): [95, 95, 95]}, {}),
-        (key | {"epoch": 50, "experiment": 16}, {(0.001, 0.01): [90, 91, 92]}, {}),
+    solution = key(run([], 7), epoch=20)
+    sharp = [solution | {"step": step, "curvature": curvature} for step, curvature in ((0.01, 50), (0.1, 200))]
+    handed_over = [  # as study.solutions has them
+        (solution, {(0.001, 0.01): [90, 20, 80], (0.001, 0.1): [10, 30, 20], (0.01, 0): [95, 95, 95]}, {}),
+        (solution | {"epoch": 50, "experiment": 16}, {(0.001, 0.01): [90, 91, 92]}, {}),
     ]
 
     def drawn(*sharpness):
         axes = Figure().subplots()
-        make_figures.left_over_the_rate(axes, handed_over, *sharpness)
+        figures.left_over_the_rate(axes, handed_over, *sharpness)
         return [(line.get_color(), list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
 
     (color, *medians), points, (other_color, *other), other_points = drawn()
@@ -332,22 +314,24 @@ def test_what_sgd_leaves_is_drawn_over_the_rate_and_over_the_rate_times_the_larg
 
 
 def test_no_two_experiments_look_alike():
-    assert len({make_figures.mark(i) for i in range(18)}) == 18
+    assert len({figures.color_and_marker(i) for i in range(40)}) == 40
 
 
 def test_the_law_s_limit_is_drawn_and_each_experiment_named_once(assets):
-    key = {"experiment": 7, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0}
-    key |= {"epoch": 20, "stn/scale": 0.6, "inside": 0.8, "scale": 0.6, "lr": 0.01, "curvature": 50, "shuffle": 0}
-    sharp = [key | {"experiment": number, "step": step} for number in (1, 7) for step in (0.001, 0.01)]
+    sharp = [measured(number, 0, 20) | {"curvature": 50, "step": step} for number in (1, 7) for step in (0.001, 0.01)]
     handed = [
-        key | {"epoch": epoch, "classifier_rate": 0.001, "rate": rate, "step": 400, "test/accuracy": 90}
+        key(run([], 7), epoch=epoch, classifier_rate=0.001, rate=rate, shuffle=0, step=400)
+        | {"stn/scale": 0.6, "test/accuracy": 90}
         for epoch in (20, 50)
         for rate in (0.001, 0.01)
     ]
-    collect.write_runs([run(1, history(FINE)), run(7, history(FINE), optimizer="Adam(lr=0.0001)")], assets)
+    records.write_runs([whole(history(FINE), 1), whole(history(FINE), 7, optimizer="Adam(lr=0.0001)")], assets)
     for name, rows in (("sharpness", sharp), ("hand_over", handed)):
-        collect.write_table(assets / f"{name}.csv", [*rows[0]], rows)
-    (_, over_product), (over_epochs, over_rate) = make_figures.why(assets).axes, make_figures.law(assets).axes
+        records.add_rows(assets / f"{name}.csv", rows)
+    (_, over_product), (over_epochs, over_rate) = (
+        figures.why(read_study(assets)).axes,
+        figures.law(read_study(assets)).axes,
+    )
     for axes in (over_product, over_rate):
         assert [text.get_text() for text in axes.get_legend().get_texts()] == ["of experiment 7"]
     assert [line.get_xdata()[0] for line in over_product.lines if line.get_linestyle() == "--"] == [2]
@@ -357,17 +341,16 @@ def test_the_law_s_limit_is_drawn_and_each_experiment_named_once(assets):
 
 
 def test_the_loss_along_a_shift_is_drawn_with_and_without_smoothing(assets):
-    columns = (*collect.KEY, "epoch", "image", "smoothed", "shift", "loss", "gradient", "difference")
-    key = {"experiment": 1, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000, "seed": 0}
     rows = [
-        key | dict(zip(columns[len(key) :], (epoch, image, smoothed, shift, image + epoch, 3, 4), strict=True))
+        key(run([]), epoch=epoch, image=image, smoothed=smoothed, shift=shift)
+        | {"loss": image + epoch, "gradient": 3, "difference": 4}
         for epoch in (5, 10)
         for image in range(6)
         for smoothed in (0, 1)
         for shift in ((-1, 0, 1) if image in (2, 3, 5) else (0,))
     ]
-    collect.write_table(assets / "smoothing.csv", columns, rows)
-    *shifted, against = make_figures.smoothing(assets).axes
+    records.add_rows(assets / "smoothing.csv", rows)
+    *shifted, against = figures.smoothing(read_study(assets)).axes
     losses = {axes.get_title(): [list(line.get_ydata()) for line in axes.lines] for axes in (*shifted, against)}
     assert losses.pop("6 test images at no shift")[1:] == [[3] * 6] * 2  # the first line is the diagonal
     assert losses == {f"test image {image}": [[image + 5] * 3] * 2 for image in (2, 3, 5)}
@@ -377,44 +360,51 @@ def test_the_loss_along_a_shift_is_drawn_with_and_without_smoothing(assets):
 
 
 def test_what_is_left_out_is_said(assets, capsys):
-    collect.write_runs([run(2, history(*[FINE] * 3)), run(3, history(*[FINE] * 3))], assets)
-    make_figures.make_figures(assets)
+    records.write_runs([whole(history(*[FINE] * 3), 2), whole(history(*[FINE] * 3), 3)], assets)
+    figures.make_figures(assets)
     left_out = [line.split(": ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines()]
     made = [path.name for path in assets.glob("*.png")]
     assert sorted(made) == ["classification_experiment_3_vs_2.png", "timeline.png"]
-    assert sorted(left_out + made) == sorted(make_figures.FIGURES) and "why.png" in left_out
+    assert sorted(left_out + made) == sorted(figures.FIGURES) and "why.png" in left_out
 
 
-def test_the_figures_and_tables_of_the_committed_files_take_seconds(tmp_path, monkeypatch):
+def test_older_and_newer_runs_are_drawn_together(assets):
+    older = [whole([row | {"stn/spread": None} for row in history(*[FINE] * 6)], 1)]
+    newer = [whole(history(*[FINE] * 6), 22, max_motion=0.1), whole(history(*[FINE] * 6), 1, dataset="enlarged")]
+    words = [whole(history(*[FINE] * 6), 26, variant=variant) for variant in ("0.03", "unlimited")]
+    rates = [whole(history(FINE), 17, variant=rate, dataset="enlarged") for rate in ("0.1", "0.2")]
+    records.write_runs([*older, *newer, *words, *rates], assets)
+    figures.make_figures(assets)
+    assert {"timeline.png", "cures.png", "rates.png"} <= {path.name for path in assets.glob("*.png")}
+
+
+def test_the_committed_figures_and_tables_are_made_of_the_committed_files(tmp_path, monkeypatch):
     assets = tmp_path / "assets"
     assets.mkdir()
-    for path in (ROOT / "assets").glob("*.csv"):
+    for path in (*(ROOT / "assets").glob("*.csv"), ROOT / "assets" / "states.npz"):
         shutil.copy(path, assets)
+    text = "before ²\n<!-- results -->\nspoilt\n<!-- end of results -->\nafter ·\n"
     for page in (tmp_path / "README.md", assets / "README.md"):
-        page.write_text("before\n<!-- results -->\nspoilt\n<!-- end of results -->\nafter\n")
-    monkeypatch.setattr(make_figures, "ASSETS", assets)
-    monkeypatch.setattr(sys, "argv", ["make_figures.py"])
-    started = time.process_time()
-    make_figures.main()
-    assert time.process_time() - started < 30
+        page.write_bytes(text.encode())
+    figures.make_page(assets)
 
-    table = make_figures.make_tables(assets)["results"]
+    table = figures.make_tables(assets)["results"]
     for page in (tmp_path / "README.md", assets / "README.md"):
-        assert page.read_text() == f"before\n<!-- results -->\n{table}<!-- end of results -->\nafter\n"
+        assert page.read_bytes().decode() == text.replace("spoilt\n", table)
     made = {path.name: imageio.imread(path) for path in assets.glob("*.png")}
-    assert {"timeline.png", "failures.png", "cures.png", "why.png", "hand_over.png"} <= set(made)
-    assert all(image.shape[1] == (1400 if name == "rates.png" else 1700) for name, image in made.items())
-    assert all((image[0, 0] == 255).all() for image in made.values())  # a white page, opaque
-    assert sum(path.stat().st_size for path in assets.glob("*.png")) < 2_000_000
-    assert not [path for path in assets.iterdir() if path.suffix == ".tmp"]
+    assert set(made) == set(figures.FIGURES)
+    for name, image in made.items():
+        assert image.shape == imageio.imread(ROOT / "assets" / name).shape, name  # not pixels: fonts differ
+        assert (image[0, 0] == 255).all()  # a white page, opaque
 
 
-def test_wrong_arguments_and_missing_files_are_a_line_and_exit_code_1(assets, monkeypatch):
-    monkeypatch.setattr(make_figures, "ASSETS", assets)
-    monkeypatch.setattr(sys, "argv", ["make_figures.py", "collect"])
-    with pytest.raises(SystemExit, match="^usage: python assets/make_figures.py"):
-        make_figures.main()
-    (assets / "published_runs.csv").unlink()
-    monkeypatch.setattr(sys, "argv", ["make_figures.py"])
-    with pytest.raises(SystemExit, match="published_runs.csv"):
-        make_figures.main()
+def test_every_figure_has_its_place_in_a_page():
+    pages = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "assets/README.md"))
+    assert [name for name in figures.FIGURES if name not in pages] == []
+
+
+def test_wrong_arguments_are_a_line_and_exit_code_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["figures.py", "collect"])
+    with pytest.raises(SystemExit) as end:
+        figures.main()
+    assert end.value.code == 2 and capsys.readouterr().err.startswith("python -m assets.figures: error: ")

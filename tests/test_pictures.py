@@ -1,36 +1,35 @@
-"""The pictures that are made of run folders: the states of a transformer, and two runs side by side."""
+"""The pictures that are made of run folders: the states of a transformer, two runs side by side, and smaller GIFs."""
 
+import json
+import shutil
 import sys
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "assets"))
-import make_comparison
-import make_states
-import thin_gif
 
 import common
 import stn
+from assets import pictures
+from assets.rebuild import SavedRun
 
 
-def call(script, monkeypatch, folder, *arguments):
-    """Runs a script's main() with these arguments, its pictures going into `folder`."""
-    monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
-    monkeypatch.setattr(script, "ASSETS", folder, raising=False)
-    script.main()
+def call(monkeypatch, capsys, *arguments):
+    """Runs the command with these arguments; returns its exit code and what it says."""
+    monkeypatch.setattr(sys, "argv", ["pictures.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        pictures.main()
+    return end.value.code, capsys.readouterr().err
 
 
-def test_states_are_what_the_saved_weights_do_to_the_first_eight_test_images(whole_run, monkeypatch, tmp_path):
-    call(make_states, monkeypatch, tmp_path, "begins", whole_run.folder, 0, "ends", whole_run.folder, 7)
+def test_states_are_what_the_saved_weights_do_to_the_first_eight_test_images(whole_run, tmp_path):
+    pictures.make_states([("begins", whole_run.folder, "0"), ("ends", whole_run.folder, "7")], tmp_path)
     _, (images, _), _ = common.load_canvases("cluttered", "nowhere", "embedded", 384)
     model = stn.STNClassifier()
     model.load_state_dict(torch.load(whole_run.folder / "weights" / "007.pt", weights_only=True))
     with torch.no_grad():
-        batch = (images[:8].float() - 0.1307) / 0.3081
+        batch = (images[:8].float() / 255 - 0.1307) / 0.3081
         theta, seen = model.stn.theta(batch), (model.stn(batch) * 0.3081 + 0.1307).clamp(0, 1)
     states = np.load(tmp_path / "states.npz")
     assert states["names"].tolist() == ["begins", "ends"] and np.array_equal(states["images"], images[:8, 0])
@@ -39,42 +38,72 @@ def test_states_are_what_the_saved_weights_do_to_the_first_eight_test_images(who
     assert np.allclose(states["seen"][1] / 255, seen[:, 0], atol=0.003)
 
 
-def test_the_comparison_has_a_frame_for_every_weights_file_that_both_runs_have(whole_run, monkeypatch, tmp_path):
-    call(make_comparison, monkeypatch, tmp_path, whole_run.folder, whole_run.folder)
+def test_the_comparison_has_a_frame_for_every_weights_file_that_both_runs_have(whole_run, tmp_path):
+    other = shutil.copytree(whole_run.folder, tmp_path / "other")
+    for name in ("best", "._005"):  # no epochs of the run
+        shutil.copy(other / "weights" / "000.pt", other / "weights" / f"{name}.pt")
+    pictures.make_comparison([whole_run.folder, other], tmp_path)
     frames = imageio.imread(tmp_path / "comparison.gif")
-    assert frames.shape[:3] == (3, make_comparison.HEIGHT, make_comparison.WIDTH)
-    top, bottom = make_comparison.HEAD, make_comparison.HEAD + 2 * make_comparison.TILE + make_comparison.SEEN
-    starts = make_comparison.MARGIN, 2 * make_comparison.MARGIN + make_comparison.PANEL
-    left, right = (frames[1][top:bottom, start : start + make_comparison.PANEL] for start in starts)
+    assert frames.shape[:3] == (3, pictures.HEIGHT, pictures.WIDTH)
+    top, bottom = pictures.HEAD, pictures.HEAD + 2 * pictures.TILE + pictures.SEEN
+    starts = pictures.MARGIN, 2 * pictures.MARGIN + pictures.PANEL
+    left, right = (frames[1][top:bottom, start : start + pictures.PANEL] for start in starts)
     assert np.array_equal(left, right)  # the same run twice
     assert left.max() > 200 and not np.array_equal(frames[0], frames[2])
+    curves = [(frame[bottom:, :, 2] > frame[bottom:, :, 0] + 100.0).sum() for frame in frames]
+    assert curves[0] == 0 < curves[1] < curves[2]  # the accuracy so far
+
+
+@pytest.mark.parametrize("side, shown", [(28, 56), (60, 60), (120, 60)])
+def test_an_image_of_any_side_is_drawn_in_the_middle_of_its_tile_with_its_region(side, shown, whole_run):
+    saved = SavedRun(whole_run.folder)
+    saved.model = stn.STNClassifier(side)
+    saved.load = lambda epoch: None
+    image = torch.full((8, 1, side, side), 255, dtype=torch.uint8)
+    frame = pictures.draw_frame(image, [saved, saved], 5)
+    tile = frame[pictures.HEAD :, pictures.MARGIN :][: pictures.TILE, : pictures.TILE]
+    white = (tile > 200).all(-1)
+    edge = (pictures.TILE - shown) // 2
+    rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
+    assert abs(rows - np.clip(rows, edge, edge + shown)).max() == 0 and len(rows) >= shown - 4
+    assert abs(columns - np.clip(columns, edge, edge + shown)).max() == 0 and len(columns) >= shown - 4
+    orange = np.argwhere((tile[..., 0] > 200) & (tile[..., 2] < 60))
+    assert (
+        abs(orange.min(0) - edge).max() <= 2 and abs(orange.max(0) - edge - shown).max() <= 2
+    )  # theta is the identity
 
 
 @pytest.mark.parametrize("every, kept", [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3, 4]), (9, [0, 4])])
-def test_a_thin_gif_has_every_nth_frame_and_the_last(every, kept, monkeypatch, tmp_path):
-    frames = [np.full((9, 9, 3), 50 * i, np.uint8) for i in range(5)]
-    imageio.imwrite(tmp_path / "all.gif", np.stack(frames))
-    call(thin_gif, monkeypatch, tmp_path, tmp_path / "all.gif", every, tmp_path / "some.gif")
+def test_a_thin_gif_has_every_nth_frame_and_the_last(every, kept, tmp_path):
+    imageio.imwrite(tmp_path / "all.gif", np.stack([np.full((9, 9, 3), 50 * i, np.uint8) for i in range(5)]))
+    pictures.thin_gif(tmp_path / "all.gif", every, tmp_path / "some.gif")
     assert [frame[0, 0, 0] // 50 for frame in imageio.imread(tmp_path / "some.gif")] == kept
 
 
-def test_a_gif_that_is_not_there_is_one_line(monkeypatch, tmp_path):
-    for arguments, line in (((tmp_path / "none.gif", 2, tmp_path / "to.gif"), "none.gif"), ((), "usage: ")):
-        with pytest.raises(SystemExit) as end:
-            call(thin_gif, monkeypatch, tmp_path, *arguments)
-        assert line in end.value.code and "\n" not in end.value.code
+def test_wrong_arguments_are_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path):
+    for arguments in ((), ("states",), ("states", "--row", "zooms in"), ("comparison", tmp_path), ("gif", "a", 0, "b")):
+        code, line = call(monkeypatch, capsys, *arguments)
+        assert code == 2 and line.startswith("python -m assets.pictures") and line.count("\n") == 1
 
 
-@pytest.mark.parametrize("script", [make_states, make_comparison])
-def test_wrong_folders_are_one_line(script, monkeypatch, tmp_path):
-    arguments = ("name", tmp_path, 5) if script is make_states else (tmp_path, tmp_path)
-    for wrong, line in ((arguments, "holds no run"), ((), "usage: ")):
-        with pytest.raises(SystemExit) as end:
-            call(script, monkeypatch, tmp_path, *wrong)
-        assert line in end.value.code and "\n" not in end.value.code
+def test_what_is_not_there_is_one_line_and_exit_code_1(whole_run, monkeypatch, capsys, tmp_path):
+    for arguments, words in (
+        (("gif", tmp_path / "none.gif", 2, tmp_path / "to.gif"), "none.gif"),
+        (("comparison", tmp_path, tmp_path), "holds no run"),
+        (("states", "--row", "name", tmp_path, 5), "holds no run"),
+        (
+            ("states", "--row", "name", whole_run.folder, 6),
+            "no weights of epoch 6: give one of those that it has, [0, 5, 7]",
+        ),
+        (("states", "--row", "name", whole_run.folder, "last"), "no weights of epoch last"),
+    ):
+        code, line = call(monkeypatch, capsys, *arguments)
+        assert code == 1 and words in line and line.count("\n") == 1
 
 
-def test_an_epoch_without_weights_is_refused_with_those_that_there_are(whole_run, monkeypatch, tmp_path):
-    with pytest.raises(SystemExit) as end:
-        call(make_states, monkeypatch, tmp_path, "name", whole_run.folder, 6)
-    assert "no weights of epoch 6" in end.value.code and "[0, 5, 7]" in end.value.code
+def test_the_digits_come_from_the_run_s_own_data_dir(whole_run, monkeypatch):
+    asked, load = [], common.load_canvases
+    monkeypatch.setattr(common, "load_canvases", lambda *arguments: asked.append(arguments) or load(*arguments))
+    SavedRun(whole_run.folder).canvases()
+    told = json.loads((whole_run.folder / "run.json").read_text())
+    assert asked == [("cluttered", told["data_dir"], "embedded", 384)]

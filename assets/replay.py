@@ -1,28 +1,24 @@
-"""Replays the epoch in which a run's transformer failed, step by step, and adds it to deaths.csv, for make_figures.py:
-
-    python assets/replay_death.py RUN_FOLDER [EPOCH]
+"""Replays the epoch in which a run's transformer failed, step by step, and adds it to failures.csv.
 
 Without EPOCH that is the one in which the run failed. A replay begins with weights that the run saved at least an epoch
 before, so that it has the steps that lead there. SGD without momentum has no other state: on the machine of the run,
 with as many threads, it comes to the same numbers to the last bit, which is checked.
 """
 
-import sys
 from pathlib import Path
 
 import torch
-from collect import ended, read_folder, read_table, write_table
-from rebuild import load_weights, rebuild
 from torch.nn.utils import get_total_norm
 
-ASSETS = Path(__file__).parent
-sys.path.insert(0, str(ASSETS.parent))
-import common  # noqa: E402
-import stn  # noqa: E402
-from common import RunError  # noqa: E402
+import common
+import stn
+from assets import ASSETS, Command
+from assets.rebuild import SavedRun
+from assets.records import add_rows, is_finished, key_columns, read_folder
+from common import RunError
 
-KEY = ("experiment", "variant", "dataset", "seed", "epoch")  # what tells replays apart
 MEASURES = ("inside", "scale", "active", "spread", "gradient", "gradient of the localization net")
+AROUND = 200  # steps that are kept before the failing one, and after it
 
 
 def record(model, optimizer):
@@ -38,10 +34,15 @@ def record(model, optimizer):
 
     def theta(images):
         maps = predict(images)
-        seen["theta"] = maps.detach()
+        if torch.is_grad_enabled():  # else it is asked for the motion of a step
+            seen["theta"] = maps.detach()
         return maps
 
-    def keep(parameter):  # at once, since a step begins after clipping
+    def keep_hidden(module, inputs, output):
+        if torch.is_grad_enabled():
+            seen["hidden"] = output.detach()
+
+    def keep_gradient(parameter):  # at once, since a step begins after clipping
         gradients[parameter].copy_(parameter.grad)
 
     def norm_of(part):
@@ -54,9 +55,9 @@ def record(model, optimizer):
         steps.append(dict(zip(MEASURES, (value.item() for value in values), strict=True)))
 
     model.stn.theta = theta
-    model.stn.fc_loc[1].register_forward_hook(lambda module, inputs, output: seen.update(hidden=output.detach()))
+    model.stn.fc_loc[1].register_forward_hook(keep_hidden)
     for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(keep)
+        parameter.register_post_accumulate_grad_hook(keep_gradient)
     optimizer.register_step_pre_hook(step_begins)
     return steps
 
@@ -65,22 +66,24 @@ def replay(folder, epoch):
     """Trains to the end of `epoch`, as the run in `folder` did, from weights that it saved before the epoch before.
 
     Returns the `MEASURES` of each step of that epoch, none if `epoch` is 1, and of `epoch`, two lists of dicts, see
-    `record`. Raises RunError if the run is not one of SGD without momentum, its script, weights or digits are not
-    there, or the losses are not those of the run.
+    `record`. Raises RunError if the run is not one of SGD without momentum and without a schedule, its script, weights
+    or digits are not there, or the losses are not those of the run.
     """
-    run, model, optimizer, to_batch = rebuild(folder)
-    if type(optimizer) is not torch.optim.SGD or any(group["momentum"] for group in optimizer.param_groups):
+    saved = SavedRun(folder)
+    run, groups = saved.run, saved.optimizer.param_groups
+    if type(saved.optimizer) is not torch.optim.SGD or any(group["momentum"] for group in groups):
         raise RunError(f"{folder} is a run of {run['optimizer']}, whose state is not saved: give one of plain SGD")
+    if run.get("scheduler"):
+        raise RunError(f"{folder} is a run with {run['scheduler']}, whose state is not saved: give one without")
     first = max(0, (epoch - 2) // common.FIGURE_EVERY * common.FIGURE_EVERY)
-    load_weights(folder, first, model)
+    saved.load(first)
     torch.set_num_threads(run["threads"])
-    (images, labels), _, _ = common.load_canvases(run["dataset"], "data", run["digits"], run["limit"])
-    before, steps = [], record(model, optimizer)
+    train_set, _ = saved.canvases()
+    before, steps = [], record(saved.model, saved.optimizer)
     for now in range(first + 1, epoch + 1):
         before = steps.copy()
         steps.clear()
-        torch.manual_seed(10_000 * run["seed"] + now)
-        loss = common.train(model, optimizer, images, labels, to_batch, run["max_grad_norm"])["train/loss"]
+        loss = saved.train_epoch(now, *train_set)["train/loss"]
         wanted = run["history"][now - 1]["train/loss"]
         if loss != wanted:
             raise RunError(
@@ -90,7 +93,7 @@ def replay(folder, epoch):
     return before, steps
 
 
-def failing_step(steps):
+def find_failing_step(steps):
     """The first step in which under 1 % of sampling points are inside or under 1 % of hidden units active.
 
     If there is none, the first with a spread under 0.01: one map for all images, though hidden units are active. None
@@ -103,15 +106,15 @@ def failing_step(steps):
     return None
 
 
-def add_replay(folder, epoch=None):
-    """Adds the 200 steps before and after a run's failing step to deaths.csv, in place of those that are there.
+def add_replay(folder, epoch=None, assets=ASSETS):
+    """Adds the 200 steps before and after a run's failing step to failures.csv, in place of those that are there.
 
     Those before reach into the epoch before; those after end with the epoch.
 
     Raises RunError if `folder` holds no finished run, or no such step is in `epoch`, or `replay` does.
     """
     run = read_folder(folder)
-    if not ended(run):
+    if not is_finished(run):
         raise RunError(f"{folder} is not finished, {run['epoch']} of {run['epochs']} epochs: let it come to its end")
     epoch = run["failed"] if epoch is None else epoch
     if epoch is None:
@@ -119,29 +122,24 @@ def add_replay(folder, epoch=None):
     if not 1 <= epoch <= run["epoch"]:
         raise RunError(f"{folder} has no epoch {epoch}: give one from 1 to {run['epoch']}")
     before, steps = replay(folder, epoch)
-    end = failing_step(before[-1:] + steps)
-    if not end:
-        other = "is never so: try a later EPOCH" if end is None else "begins so: try an earlier EPOCH"
+    failing = find_failing_step(before[-1:] + steps)
+    if not failing:
+        other = "is never so: try a later EPOCH" if failing is None else "begins so: try an earlier EPOCH"
         raise RunError(f"{folder} fails where inside, active or spread gets under 0.01, and epoch {epoch} {other}")
     steps = before + steps
-    end += len(before[:-1])  # steps are counted from here
-    path, key = ASSETS / "deaths.csv", {name: run[name] for name in KEY} | {"epoch": epoch}
-    rows = [row for row in read_table(path) if any(row[name] != key[name] for name in KEY)] if path.exists() else []
-    around = range(max(0, end - 200), min(len(steps), end + 201))
-    for i in around:
-        rows.append(key | {"step": i - end} | {name: float(f"{steps[i][name]:.6g}") for name in MEASURES})
-    rows.sort(key=lambda row: [(row[name] is not None, row[name]) for name in KEY])
-    write_table(path, [*KEY, "step", *MEASURES], rows)
-    print(f"{len(around)} steps of epoch {epoch} of {folder} are in {path}")
+    failing += len(before[:-1])  # steps are counted from here
+    around = range(max(0, failing - AROUND), min(len(steps), failing + AROUND + 1))
+    key = key_columns(run, epoch)
+    add_rows(assets / "failures.csv", [key | {"step": i - failing} | steps[i] for i in around])
+    print(f"{len(around)} steps of epoch {epoch} of {folder} are in {assets / 'failures.csv'}")
 
 
 def main():
-    if len(sys.argv) not in (2, 3) or not all(map(str.isdecimal, sys.argv[2:])):
-        sys.exit("usage: python assets/replay_death.py RUN_FOLDER [EPOCH]")
-    try:
-        add_replay(Path(sys.argv[1]), *map(int, sys.argv[2:]))
-    except (RunError, OSError) as error:
-        sys.exit(f"replay_death.py: error: {error}")
+    command = Command(prog="python -m assets.replay", description=__doc__)
+    command.add_argument("folder", type=Path, metavar="RUN_FOLDER")
+    command.add_argument("epoch", type=int, nargs="?", metavar="EPOCH")
+    command.set_defaults(function=add_replay)
+    command.run()
 
 
 if __name__ == "__main__":

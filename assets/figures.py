@@ -1,6 +1,4 @@
-"""Makes every figure here from the CSV files, and puts the tables into README.md and assets/README.md, in seconds:
-
-    python assets/make_figures.py
+"""Makes every figure here from the CSV files, and puts the tables into README.md and assets/README.md, in seconds.
 
 Figures are 8.5 inches wide at 200 dots an inch, so that at half size their letters are those of a page.
 """
@@ -8,10 +6,8 @@ Figures are 8.5 inches wide at 200 dots an inch, so that at half size their lett
 import io
 import math
 import statistics
-import sys
 import textwrap
 from itertools import groupby
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -23,22 +19,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 from PIL import Image
 
-ASSETS = Path(__file__).parent
-sys.path[:0] = [str(ASSETS), str(ASSETS.parent)]
-from collect import key_of, read_runs, read_table, solution_of  # noqa: E402
-from study import (  # noqa: E402
-    ONE_MAP,
-    best_before,
-    curvatures,
-    read_deaths,
-    read_published,
-    run_of,
-    sees,
-    solutions,
-)
-from tables import make_tables, with_tables  # noqa: E402
-
-from common import CANVAS, RunError, collapsed, lost_solution, outlines, write  # noqa: E402
+from assets import ASSETS, Command, study
+from assets.records import read_table, run_key, weights_key
+from assets.tables import data_suffix, digits_of, make_tables, rate_head, steps_of, with_tables
+from common import SIDES, collapsed, lost_solution, outlines, write
 
 WIDTH = 8.5  # inches
 STYLE = {
@@ -59,7 +43,7 @@ BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#BBBBBB"
 SCALE_COLORS = LinearSegmentedColormap.from_list("scale", (BLUE, "#F4F4F4", VERMILION))  # no dark end: black is apart
 SCALE_COLORS = SCALE_COLORS.with_extremes(bad="black")
 SCALES = (0.5, 0.6, 0.8, 1, 1.4, 2, 3, 5)  # ticks of a logarithmic axis
-RATES = LogNorm(2e-5, 0.2)  # to viridis, but for its bright end
+RATE_NORM = LogNorm(2e-5, 0.2)  # to viridis, but for its bright end
 LABELS = {
     "test/accuracy": "test accuracy (%)",
     "test/loss": "test loss",
@@ -69,34 +53,34 @@ LABELS = {
     "stn/spread": "spread",
     "train/grad_norm": "gradient's norm",
 }
-RATE = "learning rate of the localization net"
-
-
-DATASETS = {  # colour, marker, side and name
-    "mnist": (BLUE, "o", 28, "plain digits, 28 x 28"),
-    "cluttered": (VERMILION, "D", CANVAS, f"cluttered digits, {CANVAS} x {CANVAS}"),
-}
+RATE_LABEL = "learning rate of the localization net"
+DATASETS = {"mnist": (BLUE, "o"), "cluttered": (VERMILION, "D"), "enlarged": ("#009E73", "s")}  # colour and marker
 
 
 class MissingError(Exception):
     """What a figure shows is not there yet; its message says what."""
 
 
-# ----------------------------------------------------------------------------------------------------------------- data
-
-
 def read_study(assets):
-    """The runs of `collect.read_runs` on all images of the full digits."""
-    return [run for run in read_runs(assets) if (run["digits"], run["limit"]) == ("full", 60000)]
+    """What the figures are of: the runs on all images of the full digits, the measurements, and the published runs."""
+    read = study.read_all(assets)
+    read.runs = study.pick(read.runs, **study.FULL)
+    read.published = read_table(assets / "published_runs.csv")
+    read.states = np.load(assets / "states.npz") if (assets / "states.npz").exists() else None
+    return read
 
 
-def by_experiment(runs):
-    """Returns {(dataset, experiment): runs}, without the experiments whose runs have variants."""
-    grouped = {}
-    for run in runs:
-        if run["variant"] is None:
-            grouped.setdefault((run["dataset"], run["experiment"]), []).append(run)
-    return dict(sorted(grouped.items()))
+def require(**read):
+    """Raises MissingError if one of these is empty, or None."""
+    for name, values in read.items():
+        if not values:
+            raise MissingError(f"no {name}")
+
+
+def by_experiment(runs, dataset="cluttered"):
+    """Returns {experiment: runs} on a data set, without the experiments whose runs have variants."""
+    groups = study.group(study.pick(runs, dataset=dataset, variant=None))
+    return {seeds[0]["experiment"]: seeds for seeds in groups}
 
 
 def column(history, name):
@@ -107,11 +91,10 @@ def column(history, name):
 # --------------------------------------------------------------------------------------------------------------- states
 
 
-def states(assets):
+def states(read):
     """Eight digits in each state of states.npz, a row a state: where the transformer looks, and what it returns."""
-    if not (assets / "states.npz").exists():
-        raise MissingError("no states.npz")
-    file = np.load(assets / "states.npz")
+    file = read.states
+    require(states=file)
     images, side = file["images"], file["images"].shape[-1]
     room, seen, gap = 2 * side, 0.9 * side, 0.1 * side  # sides of a tile and of what is returned
     cell = room + seen + 4 * gap
@@ -125,7 +108,7 @@ def states(assets):
             left, pad, grey = i * cell, (room - side) / 2, {"cmap": "gray", "vmin": 0}
             tile = Rectangle((left, 0), room, room, color="#333333", zorder=-1)
             axes.add_patch(tile)
-            axes.imshow(image, extent=(left + pad, left + pad + side, pad + side, pad), vmax=1, **grey)
+            axes.imshow(image, extent=(left + pad, left + pad + side, pad + side, pad), vmax=images.max(), **grey)
             place = (left + room + gap, left + room + gap + seen, (room + seen) / 2, (room - seen) / 2)
             axes.imshow(returned[i], extent=place, vmax=255, **grey)
             region = Polygon(outline[i] + (left + pad, pad), fill=False, edgecolor="#ff8000", linewidth=1.2)
@@ -142,6 +125,9 @@ def states(assets):
 # ------------------------------------------------------------------------------------------------------------- timeline
 
 
+STRIP_TEXT = {"va": "center", "fontsize": 6.5}
+
+
 def timeline_strip(history):
     """What the timeline shows of a run, epoch by epoch.
 
@@ -149,7 +135,7 @@ def timeline_strip(history):
     for all images (spread under 0.01; where that is not recorded: no), and the epoch that loses the solution, or None.
     """
     off_the_image = [collapsed([row]) is not None for row in history]
-    one_map = (column(history, "stn/spread") < ONE_MAP) & ~np.array(off_the_image)
+    one_map = (column(history, "stn/spread") < study.ONE_MAP) & ~np.array(off_the_image)
     return np.ma.array(np.log2(column(history, "stn/scale")), mask=off_the_image), one_map, lost_solution(history)
 
 
@@ -158,75 +144,106 @@ def wrap(title, width):
     return textwrap.wrap(title.replace(" ", "\xa0").replace(",\xa0", ", "), width, break_long_words=False)
 
 
-def timeline(assets):
+def draw_strip(axes, run, y):
+    """Draws the strip of a run, its upper edge at y, with its seed before it and its best accuracy behind."""
+    colors, one_map, lost = timeline_strip(run["history"])
+    edges = (0.5, len(colors) + 0.5, y + 0.92, y + 0.08)
+    norm = Normalize(-1, 1)
+    axes.imshow(colors[None], SCALE_COLORS, norm, aspect="auto", interpolation="nearest", extent=edges)
+    spans = [(i + 0.5, 1) for i in np.flatnonzero(one_map)]
+    axes.broken_barh(spans, (y + 0.08, 0.84), facecolor="none", edgecolor="black", hatch="/////", linewidth=0)
+    if lost:
+        axes.plot(lost, y + 0.5, "v", color="black", markersize=6, markeredgecolor="white", markeredgewidth=0.9)
+    mark_unrecorded = " " if any(row["stn/spread"] is not None for row in run["history"]) else "*"
+    axes.text(-0.5, y + 0.5, f"{run['seed']}{mark_unrecorded}", ha="right", **STRIP_TEXT)
+    stopped = ", stopped" if study.was_stopped(run) else ""
+    axes.text(len(colors) + 2, y + 0.5, f"{run['best_accuracy']:.1f}{stopped}", **STRIP_TEXT)
+
+
+def draw_timeline_legend(axes, asterisk):
+    handles = [
+        Patch(color="black", label="off the image (inside < 0.05)"),
+        Patch(facecolor="none", edgecolor="black", hatch="/////", linewidth=0, label="one map for all images"),
+        Line2D([], [], color="black", marker="v", linewidth=0, markersize=7, label="loses its solution"),
+    ]
+    if asterisk:
+        label = "one map or not was not recorded"
+        handles.append(Line2D([], [], linewidth=0, marker="$*$", color="black", label=label))
+    axes.legend(handles=handles, loc="center left")
+    axes.set_axis_off()
+
+
+def timeline(read):
     """A strip a run, a cell an epoch, of the experiments without variants; the figure is as tall as they are many."""
+    require(runs=read.runs)
     places, titles, top = [], {}, 0.0
-    for (dataset, number), runs in by_experiment(read_study(assets)).items():
-        lines = wrap(f"{number}: {runs[0]['title']}" + (", plain digits" if dataset == "mnist" else ""), 32)
+    for runs in sorted(study.group(study.pick(read.runs, variant=None)), key=lambda runs: runs[0]["dataset"]):
+        lines = wrap(f"{runs[0]['experiment']}: {runs[0]['title']}{data_suffix(runs[0])}", 32)
         height = max(len(runs), 1.4 * len(lines))
         middle = top + height / 2
         places += [(run, middle - len(runs) / 2 + i) for i, run in enumerate(runs)]
         titles["\n".join(lines)] = middle
         top += height + 0.8
-    if not places:
-        raise MissingError("no runs")
-
     figure = Figure(figsize=(WIDTH, 0.11 * top + 1.3))
     ratios = {"height_ratios": (1.2, top), "width_ratios": (3, 1, 3, 1)}
     panels = figure.subplot_mosaic([["bar", ".", "legend", "."], ["strips"] * 4], gridspec_kw=ratios)
-    axes, norm = panels["strips"], Normalize(-1, 1)
-    small = {"va": "center", "fontsize": 6.5}
+    axes = panels["strips"]
     for run, y in places:
-        colors, one_map, lost = timeline_strip(run["history"])
-        edges = (0.5, len(colors) + 0.5, y + 0.92, y + 0.08)
-        axes.imshow(colors[None], SCALE_COLORS, norm, aspect="auto", interpolation="nearest", extent=edges)
-        spans = [(i + 0.5, 1) for i in np.flatnonzero(one_map)]
-        axes.broken_barh(spans, (y + 0.08, 0.84), facecolor="none", edgecolor="black", hatch="/////", linewidth=0)
-        if lost:
-            axes.plot(lost, y + 0.5, "v", color="black", markersize=6, markeredgecolor="white", markeredgewidth=0.9)
-        recorded = any(row["stn/spread"] is not None for row in run["history"])
-        axes.text(-0.5, y + 0.5, f"{run['seed']}{' ' if recorded else '*'}", ha="right", **small)
-        stopped = ", stopped" if run["epoch"] < run["epochs"] else ""
-        axes.text(len(colors) + 2, y + 0.5, f"{run['best_accuracy']:.1f}{stopped}", **small)
+        draw_strip(axes, run, y)
     last = max(len(run["history"]) for run, _ in places)
-    axes.text(-0.5, -0.6, "seed ", ha="right", **small)
-    axes.text(last + 9, -0.6, "at a strip's end: its best accuracy, %", ha="right", **small)
+    axes.text(-0.5, -0.6, "seed ", ha="right", **STRIP_TEXT)
+    axes.text(last + 9, -0.6, "at a strip's end: its best accuracy, %", ha="right", **STRIP_TEXT)
     axes.set(xlim=(0.5, last + 9), ylim=(top - 0.5, -1), xlabel="epoch")
     axes.set_xticks([1, *range(25, last + 1, 25)])
     axes.set_yticks([*titles.values()], [*titles])
     axes.tick_params("y", length=0, pad=16)
     axes.spines["left"].set_visible(False)
 
-    bar = figure.colorbar(ScalarMappable(norm, SCALE_COLORS), panels["bar"], orientation="horizontal", extend="both")
+    colors = ScalarMappable(Normalize(-1, 1), SCALE_COLORS)
+    bar = figure.colorbar(colors, panels["bar"], orientation="horizontal", extend="both")
     shown = [scale for scale in SCALES if scale <= 2]
     bar.set_ticks(np.log2(shown), labels=[f"{scale:g}" for scale in shown])
     bar.ax.set_title("zooms in  \N{LEFTWARDS ARROW}  scale  \N{RIGHTWARDS ARROW}  shrinks the image")
-    handles = [
-        Patch(color="black", label="off the image (inside < 0.05)"),
-        Patch(facecolor="none", edgecolor="black", hatch="/////", linewidth=0, label="one map for all images"),
-        Line2D([], [], color="black", marker="v", linewidth=0, markersize=7, label="loses its solution"),
-    ]
-    if any(run["history"][0]["stn/spread"] is None for run, _ in places):
-        handles.append(
-            Line2D([], [], linewidth=0, marker="$*$", color="black", label="one map or not was not recorded")
-        )
-    panels["legend"].legend(handles=handles, loc="center left")
-    panels["legend"].set_axis_off()
+    draw_timeline_legend(panels["legend"], any(run["history"][0]["stn/spread"] is None for run, _ in places))
     return figure
 
 
 # -------------------------------------------------------------------------------- the localization net's learning rate
 
 
-def over_the_rate(runs):
-    """Returns {dataset: {rate: the last row of each seed}} of the runs with variants, which are their rates."""
-    curves = {}
-    for run in runs:
-        if run["variant"] is not None:
-            curves.setdefault(run["dataset"], {}).setdefault(run["variant"], []).append(run["history"][-1])
-    if all(len(rates) < 2 for rates in curves.values()):
+def last_rows_by_rate(read):
+    """Returns {dataset: {rate: the last row of each seed}} of experiment 17."""
+    curves = {
+        dataset: {rate: [run["history"][-1] for run in runs] for rate, runs in runs_by_rate.items()}
+        for dataset, runs_by_rate in study.by_rate(read.runs).items()
+    }
+    if all(len(rows_by_rate) < 2 for rows_by_rate in curves.values()):
         raise MissingError("no runs at several learning rates of the localization net")
     return curves
+
+
+def draw_curve(axes, dataset, rows_by_rate, tag, factor):
+    """Draws a figure of one data set over rate x factor; returns the smallest one that is off the image, or inf."""
+    color, marker = DATASETS[dataset]
+    style = {"markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.4}
+    medians, first_off = [], math.inf
+    for rate, rows in rows_by_rate.items():
+        beside = np.linspace(-0.05, 0.05, len(rows))  # each other
+        x = rate * factor * (1 + beside - beside.mean())
+        off = np.array([tag == "stn/scale" and collapsed([row]) is not None for row in rows])
+        values = np.where(off, math.inf, column(rows, tag))
+        medians.append(statistics.median(values))
+        axes.plot(x[~off], values[~off], marker, color=color, **style)
+        if off.any():
+            edge = {"transform": axes.get_xaxis_transform(), "clip_on": False, "color": "black"}
+            axes.plot(x[off], np.full(off.sum(), 1 if dataset == "mnist" else 0.95), marker, **edge, **style)
+            first_off = min(first_off, x[off].min())
+    medians = [math.nan if value == math.inf else value for value in medians]
+    axes.plot([rate * factor for rate in rows_by_rate], medians, color=color, zorder=1)
+    side = SIDES[dataset]
+    label = f"{digits_of(dataset)} digits, {side} x {side}"
+    axes.plot([], [], color=color, marker=marker, markersize=4, label=label)
+    return first_off
 
 
 def draw_over_the_rate(axes, curves, tag, by_side=False):
@@ -235,31 +252,15 @@ def draw_over_the_rate(axes, curves, tag, by_side=False):
     Of scale, runs that are off the image are black points at the top edge; in the medians they are larger than any.
     `by_side` draws over rate x (side / 28)^2.
     """
-    black = []
-    for dataset, rates in sorted(curves.items(), reverse=True):
-        color, marker, side, label = DATASETS[dataset]
-        factor, medians = (side / 28) ** 2 if by_side else 1, []
+    first_off = math.inf
+    for dataset, rows_by_rate in curves.items():
         shift = 1 if len(curves) == 1 else 0.91 if dataset == "mnist" else 1.09
-        for rate, rows in rates.items():
-            beside = np.linspace(-0.05, 0.05, len(rows))  # each other
-            x = rate * factor * shift * (1 + beside - beside.mean())
-            off = np.array([tag == "stn/scale" and collapsed([row]) is not None for row in rows])
-            values = np.where(off, math.inf, column(rows, tag))
-            medians.append(statistics.median(values))
-            style = {"markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.4}
-            axes.plot(x[~off], values[~off], marker, color=color, **style)
-            if off.any():
-                edge = {"transform": axes.get_xaxis_transform(), "clip_on": False, "color": "black"}
-                height = 1 if dataset == "mnist" else 0.95
-                axes.plot(x[off], np.full(off.sum(), height), marker, **edge, **style)
-                black.append(x[off].min())
-        xs = [rate * factor * shift for rate in rates]
-        axes.plot(xs, [math.nan if value == math.inf else value for value in medians], color=color, zorder=1)
-        axes.plot([], [], color=color, marker=marker, markersize=4, label=label)
-    if black:
-        where = {"ha": "right", "va": "center", "transform": axes.get_xaxis_transform()}
-        axes.text(min(black) / 1.2, 0.975, "off the image \N{RIGHTWARDS ARROW}", **where)
-    axes.set(xscale="log", xlabel=RATE + (" x (side / 28)²" if by_side else ""), ylabel=LABELS[tag])
+        factor = shift * ((SIDES[dataset] / 28) ** 2 if by_side else 1)
+        first_off = min(first_off, draw_curve(axes, dataset, rows_by_rate, tag, factor))
+    if first_off < math.inf:
+        at_the_edge = {"ha": "right", "va": "center", "transform": axes.get_xaxis_transform()}
+        axes.text(first_off / 1.2, 0.975, "off the image \N{RIGHTWARDS ARROW}", **at_the_edge)
+    axes.set(xscale="log", xlabel=RATE_LABEL + (" x (side / 28)²" if by_side else ""), ylabel=LABELS[tag])
     axes.xaxis.set_major_formatter("{x:g}")
     if tag == "stn/scale":
         axes.axhline(1, color="grey", linewidth=0.6, zorder=0)
@@ -270,14 +271,14 @@ def draw_over_the_rate(axes, curves, tag, by_side=False):
         axes.set_ylim(min(low, 0.8), max(high, 1.3) * 1.1)
 
 
-def rates(assets):
+def rates(read):
     """Scale after the last epoch over the localization net's learning rate, for the first screen."""
-    curves = over_the_rate(read_study(assets))
+    curves = last_rows_by_rate(read)
     figure = Figure(figsize=(7, 3.3))
     axes = figure.subplots()
     draw_over_the_rate(axes, curves, "stn/scale")
     axes.set_ylabel("scale after the last epoch")
-    ticks = sorted({rate for rates in curves.values() for rate in rates})
+    ticks = sorted({rate for rows_by_rate in curves.values() for rate in rows_by_rate})
     axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
     axes.minorticks_off()
     axes.legend(loc="upper left")
@@ -287,9 +288,9 @@ def rates(assets):
     return figure
 
 
-def rates_full(assets):
+def rates_full(read):
     """All figures of the last epoch over the rate, and scale over the rate times the square of the images' side."""
-    curves = over_the_rate(read_study(assets))
+    curves = last_rows_by_rate(read)
     figure = Figure(figsize=(WIDTH, 5.2))
     panels = figure.subplot_mosaic([["stn/scale", "stn/inside", "stn/spread"], ["test/accuracy", "by side", "by side"]])
     for tag in ("stn/scale", "stn/inside", "stn/spread", "test/accuracy"):
@@ -303,71 +304,70 @@ def rates_full(assets):
 # ------------------------------------------------------------------------------------------------------------- failures
 
 
-def choose_failures(deaths, runs):
-    """Chooses two replays of `read_deaths`, one a kind, as {kind: steps from 60 before the fatal one to 60 after}.
+def choose_failures(replays, runs):
+    """Chooses two replays, one a kind, as {kind: steps from 60 before the failing one to 60 after}.
 
-    They are of runs that failed, on cluttered digits, and whole. 60 steps after the fatal one a transformer is off the
-    image if inside is under 0.02 and more than 0.02 of its hidden units are active, and has one map for all images if
-    it is the other way round. Of each kind it is one that recorded spread, if there is one, and of those the one whose
-    run had the best accuracy in the epochs before.
+    They are of runs that failed, on cluttered digits, and whole. 60 steps after the failing one a transformer is off
+    the image if inside is under 0.02 and more than 0.02 of its hidden units are active, and has one map for all images
+    if it is the other way round. Of each kind it is one that recorded spread, if there is one, and of those the one
+    whose run had the best accuracy in the epochs before.
 
     Raises MissingError if there is none of a kind.
     """
     kinds = {"off the image": [], "one map for all images": []}
-    for steps in deaths:
-        if steps[0]["dataset"] != "cluttered" or steps[0]["step"] > -60 or run_of(steps, runs)["failed"] is None:
-            continue
+    for steps in replays:
+        whole = steps[0]["dataset"] == "cluttered" and steps[0]["step"] <= -60
         after = next((step for step in steps if step["step"] == 60), None)
-        if after and after["inside"] < 0.02 < after["active"]:
+        if not whole or not after or study.run_of_replay(steps, runs)["failed"] is None:
+            continue
+        if after["inside"] < 0.02 < after["active"]:
             kinds["off the image"].append(steps)
-        elif after and after["active"] < 0.02 < after["inside"]:
+        elif after["active"] < 0.02 < after["inside"]:
             kinds["one map for all images"].append(steps)
     for kind, of_kind in kinds.items():
         if not of_kind:
-            raise MissingError(f"no failure in deaths.csv that ends with: {kind}")
-        best = max(of_kind, key=lambda steps: (steps[0]["spread"] is not None, best_before(steps, runs)))
+            raise MissingError(f"no failure in failures.csv that ends with: {kind}")
+        best = max(of_kind, key=lambda steps: (steps[0]["spread"] is not None, study.best_before(steps, runs)))
         kinds[kind] = [step for step in best if -60 <= step["step"] <= 60]
     return kinds
 
 
-def failures(assets):
+def write_not_recorded(axes):
+    axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color="grey")
+
+
+def failures(read):
     """Two failures, as `choose_failures` chooses them, a column each: what the transformer does, step by step."""
-    runs = read_study(assets)
-    chosen = choose_failures(read_deaths(assets), runs)
-    names = {
-        "inside": "inside",
-        "active": "active hidden\nunits (fraction)",
-        "spread": "spread",
-        "scale": "scale",
-        "gradient of the localization net": "gradient of the\nlocalization net",
-    }
-    names = {name: label for name, label in names.items() if any(rows[0][name] is not None for rows in chosen.values())}
-    figure = Figure(figsize=(WIDTH, 0.8 + 1.05 * len(names)))
-    panels = figure.subplots(len(names), 2, sharex=True, sharey="row", squeeze=False)
-    for axes, (kind, rows) in zip(panels.T, chosen.items(), strict=True):
-        run = run_of(rows, runs)
-        where = f"{run['experiment']}: {run['title']}\nseed {run['seed']}, epoch {rows[0]['epoch']}"
-        axes[0].set_title(f"{kind}\n\n", fontsize=10, fontweight="bold")
-        axes[0].text(0.5, 1.06, where, transform=axes[0].transAxes, ha="center")
-        steps = [row["step"] for row in rows]
-        for panel, name in zip(axes, names, strict=True):
+    chosen = choose_failures(read.replays, read.runs)
+    labels = {"inside": "inside", "active": "active hidden\nunits (fraction)", "spread": "spread", "scale": "scale"}
+    labels[study.GRADIENT] = "gradient of the\nlocalization net"
+    labels = {name: labels[name] for name in labels if any(rows[0][name] is not None for rows in chosen.values())}
+    figure = Figure(figsize=(WIDTH, 0.8 + 1.05 * len(labels)))
+    panels = figure.subplots(len(labels), 2, sharex=True, sharey="row", squeeze=False)
+    for column_of_panels, (kind, rows) in zip(panels.T, chosen.items(), strict=True):
+        run, top = study.run_of_replay(rows, read.runs), column_of_panels[0]
+        title = f"{run['experiment']}: {run['title']}\nseed {run['seed']}, epoch {rows[0]['epoch']}"
+        top.set_title(f"{kind}\n\n", fontsize=10, fontweight="bold")
+        top.text(0.5, 1.06, title, transform=top.transAxes, ha="center")
+        steps = column(rows, "step")
+        for axes, name in zip(column_of_panels, labels, strict=True):
             values = column(rows, name)
-            panel.axvline(0, color=VERMILION, linewidth=1.2)
-            panel.plot(steps, values, color=BLUE)
-            if name.startswith("gradient"):
-                panel.set_yscale("log")
-                zero = [step for step, value in zip(steps, values, strict=True) if value == 0]
-                edge = {"transform": panel.get_xaxis_transform(), "color": BLUE}
-                panel.plot(zero, [0.03] * len(zero), "s", markersize=2, **edge)
-                if zero:
-                    panel.text(1, 0.03, "0", va="center", color=BLUE, transform=panel.transAxes)
+            axes.axvline(0, color=VERMILION, linewidth=1.2)
+            axes.plot(steps, values, color=BLUE)
+            if name == study.GRADIENT:
+                axes.set_yscale("log")
+                zero = steps[values == 0]
+                edge = {"transform": axes.get_xaxis_transform(), "color": BLUE}
+                axes.plot(zero, np.full(len(zero), 0.03), "s", markersize=2, **edge)
+                if len(zero):
+                    axes.text(1, 0.03, "0", va="center", color=BLUE, transform=axes.transAxes)
             elif np.isnan(values).all():
-                panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center", color="grey")
-        axes[-1].set_xlabel("step")
-    for panel, (name, label) in zip(panels[:, 0], names.items(), strict=True):
-        panel.set_ylabel(label)
-        if not name.startswith("gradient"):
-            panel.set_ylim(bottom=0)
+                write_not_recorded(axes)
+        column_of_panels[-1].set_xlabel("step")
+    for axes, (name, label) in zip(panels[:, 0], labels.items(), strict=True):
+        axes.set_ylabel(label)
+        if name != study.GRADIENT:
+            axes.set_ylim(bottom=0)
     return figure
 
 
@@ -377,7 +377,7 @@ def failures(assets):
 def draw_seeds(axes, runs, tag):
     """Draws a figure over the epochs, a thin line a seed, which changes its colour where it fails."""
     for run in runs:
-        epochs, values = [row["epoch"] for row in run["history"]], column(run["history"], tag)
+        epochs, values = column(run["history"], "epoch"), column(run["history"], tag)
         healthy = run["failed"] - 1 if run["failed"] else len(epochs)
         axes.plot(epochs[:healthy], values[:healthy], color=BLUE)
         axes.plot(epochs[max(0, healthy - 1) :], values[max(0, healthy - 1) :], color=VERMILION)
@@ -386,69 +386,63 @@ def draw_seeds(axes, runs, tag):
 def draw_behind(axes, runs, tag):
     """Draws the runs that others are compared with, in grey behind them."""
     for run in runs:
-        axes.plot([row["epoch"] for row in run["history"]], column(run["history"], tag), color=GREY, zorder=1)
+        axes.plot(column(run["history"], "epoch"), column(run["history"], tag), color=GREY, zorder=1)
 
 
 def draw_legend(figure, *others):
     """Says above the panels what `draw_seeds` draws, and the lines `others`."""
-    lines = [
-        Line2D([], [], color=BLUE, label="a seed"),
-        Line2D([], [], color=VERMILION, label="a seed that has failed"),
-    ]
+    colors = {"a seed": BLUE, "a seed that has failed": VERMILION}
+    lines = [Line2D([], [], color=color, label=label) for label, color in colors.items()]
     figure.legend(handles=[*lines, *others], loc="outside upper center", ncols=4)
 
 
-def compare(assets, first, second):
+PUBLISHED = {"test/accuracy": "test_accuracy_percent", "test/loss": "test_loss"}  # columns of published_runs.csv
+
+
+def compare(read, first, second):
     """Test accuracy, test loss and train loss of two experiments, a row each, and the published runs."""
-    experiments, published = by_experiment(read_study(assets)), read_published(assets)
-    for number in (first, second):
-        if ("cluttered", number) not in experiments:
-            raise MissingError(f"no runs of experiment {number}")
-    runs = {number: experiments["cluttered", number] for number in (first, second)}
+    experiments = by_experiment(read.runs)
+    for experiment in (first, second):
+        require(**{f"runs of experiment {experiment}": experiments.get(experiment)})
     figure = Figure(figsize=(WIDTH, 4.4))
-    tags = ("test/accuracy", "test/loss", "train/loss")
     panels = figure.subplots(2, 3, sharex=True, sharey="col")
-    for row, number, other in zip(panels, (first, second), (second, first), strict=True):
-        for axes, tag in zip(row, tags, strict=True):
-            draw_behind(axes, runs[other], tag)
-            draw_seeds(axes, runs[number], tag)
-            theirs = published.get(number, [])
-            if tag != "train/loss" and theirs:
-                axes.plot([r["epoch"] for r in theirs], column(theirs, tag), "--", color="black", linewidth=1.1)
+    for row, experiment, other in zip(panels, (first, second), (second, first), strict=True):
+        published = study.pick(read.published, experiment=f"classification_experiment_{experiment}")
+        for axes, tag in zip(row, ("test/accuracy", "test/loss", "train/loss"), strict=True):
+            draw_behind(axes, experiments[other], tag)
+            draw_seeds(axes, experiments[experiment], tag)
+            if tag in PUBLISHED:
+                theirs = column(published, "epoch"), column(published, PUBLISHED[tag])
+                axes.plot(*theirs, "--", color="black", linewidth=1.1)
             axes.set_ylabel(LABELS[tag])
-        row[0].set_title(f"{number}: {runs[number][0]['title']}", loc="left", fontweight="bold")
+        title = f"{experiment}: {experiments[experiment][0]['title']}"
+        row[0].set_title(title, loc="left", fontweight="bold")
     for axes in panels[1]:
         axes.set_xlabel("epoch")
     dashed = Line2D([], [], color="black", linestyle="--", label="the published run")
-    behind = Line2D([], [], color=GREY, label="the other row's seeds")
-    draw_legend(figure, dashed, behind)
+    draw_legend(figure, dashed, Line2D([], [], color=GREY, label="the other row's seeds"))
     return figure
 
 
-def cures(assets):
+def cures(read):
     """Accuracy, scale and gradient of the experiments on experiment 1's images, a row each, 1 behind."""
-    experiments = by_experiment(read_study(assets))
-    base = experiments.pop(("cluttered", 1), [])
-    rows = {
-        number: runs
-        for (dataset, number), runs in experiments.items()
-        if base and dataset == "cluttered" and all(runs[0][name] == base[0][name] for name in ("mean", "std"))
-    }
-    if not rows:
-        raise MissingError("no runs of experiment 1 and of others on the same images")
+    experiments = by_experiment(read.runs)
+    base = experiments.pop(1, [])
+    rows = [runs for runs in experiments.values() if base and all(runs[0][n] == base[0][n] for n in ("mean", "std"))]
+    require(**{"runs of experiment 1 and of others on the same images": rows})
     figure = Figure(figsize=(WIDTH, 0.9 * len(rows) + 0.8))
     tags = ("test/accuracy", "stn/scale", "train/grad_norm")
     panels = figure.subplots(len(rows), 3, sharex=True, sharey="col", squeeze=False)
     for axes in panels[0, 1:]:
         axes.set_yscale("log")
-    for (number, runs), row in zip(rows.items(), panels, strict=True):
+    for runs, row in zip(rows, panels, strict=True):
         for axes, tag in zip(row, tags, strict=True):
             draw_behind(axes, base, tag)
             draw_seeds(axes, runs, tag)
             if np.isnan(np.concatenate([column(run["history"], tag) for run in runs])).all():
-                axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color="grey")
-        failed = sum(run["failed"] is not None for run in runs)
-        label = "\n".join(wrap(f"{number}: {runs[0]['title']}", 28)) + f"\n{failed} of {len(runs)} failed"
+                write_not_recorded(axes)
+        title = "\n".join(wrap(f"{runs[0]['experiment']}: {runs[0]['title']}", 28))
+        label = f"{title}\n{study.count_failed(runs)} of {len(runs)} failed"
         row[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8)
     for axes, tag in zip(panels[0], tags, strict=True):
         axes.set_title(LABELS[tag], fontweight="bold")
@@ -459,8 +453,7 @@ def cures(assets):
     panels[0, 1].set_yticks((0.5, 1, 2), ("0.5", "1", "2"))
     for axes in panels[:, 1:].flat:
         axes.minorticks_off()
-    behind = Line2D([], [], color=GREY, label=f"1: {base[0]['title']}")
-    draw_legend(figure, behind)
+    draw_legend(figure, Line2D([], [], color=GREY, label=f"1: {base[0]['title']}"))
     return figure
 
 
@@ -468,10 +461,10 @@ def cures(assets):
 
 
 def rate_color(rate):
-    return matplotlib.colormaps["viridis"](RATES(rate))
+    return matplotlib.colormaps["viridis"](RATE_NORM(rate))
 
 
-def mark(i):
+def color_and_marker(i):
     """Colour and marker of the i-th experiment of a panel: no two of 88 have both."""
     colors = (VERMILION, "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#009E73", BLUE, "#8B4513")
     return colors[i % 8], "o^sDvPX*<>d"[i % 11]
@@ -484,10 +477,10 @@ def draw_experiments_legend(axes, loc, **options):
     axes.legend([handles[label] for label in labels], labels, loc=loc, **options)
 
 
-def with_runs(rows, assets):
+def with_runs(read):
     """Yields each row of sharpness.csv whose run is in the study, and the run."""
-    runs = {key_of(run): run for run in read_study(assets)}
-    return ((row, runs[key_of(row)]) for row in rows if key_of(row) in runs)
+    runs = {run_key(run): run for run in read.runs}
+    return ((row, runs[run_key(row)]) for row in read.sharpness if run_key(row) in runs)
 
 
 def by_sgd(run):
@@ -502,68 +495,67 @@ def rate_of_step(row, run):
     return row["lr"] * min(1, run["max_grad_norm"] / run["history"][row["epoch"] - 1]["train/grad_norm"])
 
 
-def sharpness_over_scale(axes, assets):
+def sharpness_over_scale(axes, read):
     """Draws curvature over scale, a point an epoch of a run that sees the image, and the limit of each rate of SGD.
 
     Filled are the points of the larger step of sharpness.csv, open those of smaller ones.
     """
-    rows, limits = read_table(assets / "sharpness.csv"), set()
-    smaller, larger = sorted({row["step"] for row in rows})
-    for row, run in with_runs(rows, assets):
-        if not sees(row) or not row["curvature"] > 0:
+    smaller, larger = steps_of(read.sharpness)
+    kinds, limits = set(), set()
+    for row, run in with_runs(read):
+        if not study.sees_the_image(row) or not row["curvature"] > 0:
             continue
-        marker, color = "o" if by_sgd(run) else "^", rate_color(rate_of_step(row, run))
-        fill = color if row["step"] == larger else "none"
-        axes.plot(row["scale"], row["curvature"], marker, color=color, markersize=3.5, markerfacecolor=fill)
+        kind = "o" if by_sgd(run) else "^", row["step"] < larger
+        color = rate_color(rate_of_step(row, run))
+        style = {"color": color, "markersize": 3.5, "markerfacecolor": "none" if row["step"] < larger else color}
+        axes.plot(row["scale"], row["curvature"], kind[0], **style)
+        kinds.add(kind)
         if by_sgd(run):
             limits.add(row["lr"])
     for rate in sorted(limits):
         axes.axhline(2 / rate, color=rate_color(rate), linestyle="--", linewidth=1)
-        where = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7}
-        axes.text(1.02, 2 / rate, f"2 / {rate:g}", color=rate_color(rate), **where)
+        beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7}
+        axes.text(1.02, 2 / rate, f"2 / {rate:g}", color=rate_color(rate), **beside)
     axes.set(xscale="log", yscale="log", xlabel="scale", ylabel="curvature of the loss")
     axes.set_ylim(bottom=axes.get_ylim()[0] / 10)  # room for the legend
     axes.set_xticks(SCALES, map(str, SCALES))
     axes.minorticks_off()
     axes.set_title("colour: learning rate; dashed: SGD's limit, 2 / learning rate")
-    drawn = {(line.get_marker(), line.get_markerfacecolor() == "none") for line in axes.lines}
     over = f"weights moved by {smaller:g}, not {larger:g}"
-    names = {("o", False): "SGD", ("^", False): "Adam", ("o", True): over}
-    for (marker, is_open), label in names.items():
-        if (marker, is_open) in drawn:
-            fill = "none" if is_open else "grey"
-            axes.plot([], [], marker, color="grey", markersize=4, markerfacecolor=fill, label=label)
+    for kind, label in ((("o", False), "SGD"), (("^", False), "Adam"), (("o", True), over)):
+        if kind in kinds:
+            fill = "none" if kind[1] else "grey"
+            axes.plot([], [], kind[0], color="grey", markersize=4, markerfacecolor=fill, label=label)
     axes.legend(loc="lower left", handlelength=1)
 
 
-def sharpness_over_epochs(axes, assets):
+def sharpness_over_epochs(axes, read):
     """Draws rate x curvature, over the larger step, over the epochs of the runs of SGD, with the limit at 2.
 
     A line a run, a colour an experiment, open points without a line once it has failed; grey are the runs that were
     measured in one epoch. The rate is that of `rate_of_step`.
     """
-    rows, curves = read_table(assets / "sharpness.csv"), {}
-    larger = max(row["step"] for row in rows)
-    for row, run in with_runs(rows, assets):
+    curves, larger = {}, steps_of(read.sharpness)[-1]
+    for row, run in with_runs(read):
         if by_sgd(run) and row["step"] == larger and row["curvature"] > 0:
             healthy = run["failed"] is None or row["epoch"] < run["failed"]
             point = row["epoch"], rate_of_step(row, run) * row["curvature"]
-            curves.setdefault(key_of(row), []).append((healthy, point))
-    numbers = sorted({number for (number, *_), curve in curves.items() if len(curve) > 1})
-    for (number, *_), curve in curves.items():
+            curves.setdefault(run_key(row), []).append((healthy, point))
+    experiments = sorted({experiment for (experiment, *_), curve in curves.items() if len(curve) > 1})
+    for (experiment, *_), curve in curves.items():
         if len(curve) == 1:
             healthy, point = curve[0]
             axes.plot(*point, ".", color=GREY, markerfacecolor=GREY if healthy else "none", zorder=1)
             continue
-        color, marker = mark(numbers.index(number))
-        style = {"marker": marker, "color": color, "markersize": 4, "label": str(number)}
+        color, marker = color_and_marker(experiments.index(experiment))
+        style = {"marker": marker, "color": color, "markersize": 4, "label": str(experiment)}
         for healthy, line in ((False, {"linestyle": "", "markerfacecolor": "none"}), (True, {})):
             points = [point for state, point in curve if state == healthy]
             if points:
                 axes.plot(*zip(*points, strict=True), **style | line)
     axes.axhline(2, color="black", linestyle="--", linewidth=1)
     axes.text(1, 2, "2", transform=axes.get_yaxis_transform(), va="center")
-    last = max(row["epoch"] for row in rows)
+    last = max(row["epoch"] for row in read.sharpness)
     axes.set(yscale="log", xlim=(0, 1.05 * last), xlabel="epoch", ylabel="learning rate x curvature")
     axes.set_ylim(bottom=axes.get_ylim()[0] / 5)  # room for the legend
     axes.set_title("the runs of SGD, by experiment")
@@ -580,11 +572,11 @@ def left_over_the_rate(axes, handed_over, sharpness=None):
     for first, left, _ in handed_over:
         curvature = 1
         if sharpness is not None:
-            found = curvatures(first, sharpness)
+            found = study.curvatures(first, sharpness)
             if not found:
                 continue
             curvature = found[max(found)]
-        color, marker = mark(numbers.index(first["experiment"]))
+        color, marker = color_and_marker(numbers.index(first["experiment"]))
         left = {rate * curvature: accuracies for (_, rate), accuracies in left.items() if rate}
         axes.plot([*left], [statistics.median(accuracies) for accuracies in left.values()], color=color)
         points = [(x, accuracy) for x, accuracies in left.items() for accuracy in accuracies]
@@ -594,21 +586,13 @@ def left_over_the_rate(axes, handed_over, sharpness=None):
     axes.xaxis.set_major_formatter("{x:g}")
 
 
-def read_law(assets):
-    """The rows of sharpness.csv, and what `study.solutions` yields of hand_over.csv. Raises MissingError."""
-    for name in ("sharpness.csv", "hand_over.csv"):
-        if not (assets / name).exists():
-            raise MissingError(f"no {name}")
-    return read_table(assets / "sharpness.csv"), list(solutions(read_table(assets / "hand_over.csv")))
-
-
-def why(assets):
+def why(read):
     """Curvature over scale, and what SGD leaves of solutions over its rate x their curvature, for the page."""
-    sharpness, handed_over = read_law(assets)
+    require(sharpness=read.sharpness, hand_over=read.handed_over)
     figure = Figure(figsize=(WIDTH, 3.4))
     left, right = figure.subplots(1, 2)
-    sharpness_over_scale(left, assets)
-    left_over_the_rate(right, handed_over, sharpness)
+    sharpness_over_scale(left, read)
+    left_over_the_rate(right, list(study.solutions(read.handed_over)), read.sharpness)
     right.axvline(2, color="black", linestyle="--", linewidth=1)
     right.text(2.2, 3, "2")
     right.set(xlabel="learning rate x curvature", title="solutions handed over to SGD at other rates")
@@ -616,42 +600,40 @@ def why(assets):
     return figure
 
 
-def law(assets):
+def law(read):
     """Learning rate x curvature over the epochs of SGD's runs; what SGD leaves of solutions over its rate."""
-    _, handed_over = read_law(assets)
+    require(sharpness=read.sharpness, hand_over=read.handed_over)
     figure = Figure(figsize=(WIDTH, 3.2))
     left, right = figure.subplots(1, 2)
-    sharpness_over_epochs(left, assets)
-    left_over_the_rate(right, handed_over)
-    right.set(xlabel=RATE, title="solutions handed over to SGD")
+    sharpness_over_epochs(left, read)
+    left_over_the_rate(right, list(study.solutions(read.handed_over)))
+    right.set(xlabel=RATE_LABEL, title="solutions handed over to SGD")
     draw_experiments_legend(right, "lower left")
     return figure
 
 
-def hand_over(assets):
+def hand_over(read):
     """Each solution that was handed over to SGD, step by step, a line a shuffle, four solutions in a row."""
-    if not (assets / "hand_over.csv").exists():
-        raise MissingError("no hand_over.csv")
-    titles = {key_of(run): run["title"] for run in read_study(assets)}
-    rows = read_table(assets / "hand_over.csv")
-    parts = [list(some) for _, some in groupby(rows, key=solution_of)]
-    rates = sorted({row["rate"] for row in rows})
+    require(hand_over=read.handed_over)
+    titles = {run_key(run): run["title"] for run in read.runs}
+    solutions = [list(rows) for _, rows in groupby(read.handed_over, key=weights_key)]
+    rates = sorted({row["rate"] for row in read.handed_over})
     colors = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(rates)))
     styles = {rate: {"color": color, "linewidth": 0.8} for rate, color in zip(rates, colors, strict=True)}
     styles[0] = {"color": "black", "linewidth": 1, "linestyle": ":"}
-    lines = math.ceil(len(parts) / 4)
+    lines = math.ceil(len(solutions) / 4)
     figure = Figure(figsize=(WIDTH, 2.3 * lines + 0.5))
     panels = figure.subplots(lines, 4, sharex=True, sharey=True, squeeze=False)
-    for axes in panels.flat[len(parts) :]:
+    for axes in panels.flat[len(solutions) :]:
         axes.set_axis_off()
-    for axes, some in zip(panels.flat, parts, strict=False):
-        first = some[0]
-        title = wrap(f"{first['experiment']}: {titles.get(key_of(first), '')}", 26)
-        where = f"seed {first['seed']}, epoch {first['epoch']}, scale {first['stn/scale']:.2f}"
-        axes.set_title("\n".join([*title, where]))
-        for (rate, _), curve in groupby(some, key=lambda row: (row["rate"], row["shuffle"])):
+    for axes, rows in zip(panels.flat, solutions, strict=False):
+        first = rows[0]
+        title = wrap(f"{first['experiment']}: {titles.get(run_key(first), '')}", 26)
+        weights = f"seed {first['seed']}, epoch {first['epoch']}, scale {first['stn/scale']:.2f}"
+        axes.set_title("\n".join([*title, weights]))
+        for (rate, _), curve in groupby(rows, key=lambda row: (row["rate"], row["shuffle"])):
             curve = list(curve)
-            axes.plot([row["step"] for row in curve], column(curve, "test/accuracy"), **styles[rate])
+            axes.plot(column(curve, "step"), column(curve, "test/accuracy"), **styles[rate])
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xticks((0, 1, 10, 100, 400), ("0", "1", "10", "100", "400"))
         axes.set(xlim=(0, 400), ylim=(0, 100))
@@ -659,32 +641,27 @@ def hand_over(assets):
     for axes in panels[:, 0]:
         axes.set_ylabel(LABELS["test/accuracy"])
     figure.supxlabel("steps of SGD", fontsize=8)
-    labels = {rate: f"{rate:.5f}".rstrip("0") if rate else "frozen" for rate in rates}
-    handles = [Line2D([], [], label=labels[rate], **styles[rate] | {"linewidth": 2}) for rate in rates]
-    figure.legend(handles=handles, loc="outside upper center", ncols=5, title=RATE)
+    handles = [Line2D([], [], label=rate_head(rate), **styles[rate] | {"linewidth": 2}) for rate in rates]
+    figure.legend(handles=handles, loc="outside upper center", ncols=5, title=RATE_LABEL)
     return figure
 
 
-def smoothing(assets):
+def smoothing(read):
     """The loss along a shift of the region, and its gradient against its change, of smoothing.csv's first solution."""
-    if not (assets / "smoothing.csv").exists():
-        raise MissingError("no smoothing.csv")
-    rows = read_table(assets / "smoothing.csv")
-    _, rows = next(groupby(rows, key=solution_of))
-    rows = list(rows)
+    require(smoothing=read.shifted)
+    rows = [row for row in read.shifted if weights_key(row) == weights_key(read.shifted[0])]
     drawn = sorted({row["image"] for row in rows if row["shift"] != 0})
     figure = Figure(figsize=(WIDTH, 3.6))
     places = [*drawn, *"...."][:4]  # as many images as there are
     panels = figure.subplot_mosaic([[*places[:2], "all", "all"], [*places[2:], "all", "all"]])
     panels["all"].axline((0, 0), slope=1, color="grey", linewidth=0.6)
     for smoothed, color, marker, label in ((0, VERMILION, "o", "as they are"), (1, BLUE, "^", "smoothed")):
-        some = [row for row in rows if row["smoothed"] == smoothed]
         for image in drawn:
-            curve = [row for row in some if row["image"] == image]
+            curve = study.pick(rows, smoothed=smoothed, image=image)
             panels[image].plot(column(curve, "shift"), column(curve, "loss"), color=color)
-        unshifted = [row for row in some if row["shift"] == 0]
-        places = column(unshifted, "difference"), column(unshifted, "gradient")
-        panels["all"].plot(*places, marker, color=color, markersize=3, markeredgewidth=0, alpha=0.7, label=label)
+        unshifted = study.pick(rows, smoothed=smoothed, shift=0)
+        points = column(unshifted, "difference"), column(unshifted, "gradient")
+        panels["all"].plot(*points, marker, color=color, markersize=3, markeredgewidth=0, alpha=0.7, label=label)
     for image in drawn:
         panels[image].set(xlabel="shift (pixels)", ylabel="loss", title=f"test image {image}")
         panels[image].set_xticks((-3, 0, 3))
@@ -700,8 +677,8 @@ FIGURES = {
     "rates.png": rates,
     "rates_full.png": rates_full,
     "failures.png": failures,
-    "classification_experiment_2_vs_1.png": lambda assets: compare(assets, 1, 2),
-    "classification_experiment_3_vs_2.png": lambda assets: compare(assets, 2, 3),
+    "classification_experiment_2_vs_1.png": lambda read: compare(read, 1, 2),
+    "classification_experiment_3_vs_2.png": lambda read: compare(read, 2, 3),
     "cures.png": cures,
     "why.png": why,
     "law.png": law,
@@ -712,10 +689,11 @@ FIGURES = {
 
 def make_figures(assets):
     """Writes the figures into the folder that holds the CSV files; says which are left out, and what they lack."""
+    read = read_study(assets)
     with matplotlib.rc_context(STYLE):
         for name, draw in FIGURES.items():
             try:
-                figure = draw(assets)
+                figure = draw(read)
             except MissingError as missing:
                 print(f"left out: {name}, {missing}")
                 continue
@@ -732,17 +710,18 @@ def put_tables(assets):
     tables = make_tables(assets)
     for page in (assets.parent / "README.md", assets / "README.md"):
         if page.exists():
-            write(page, with_tables(page.read_text(), tables).encode())
+            write(page, with_tables(page.read_text(encoding="utf-8"), tables).encode())
+
+
+def make_page(assets=ASSETS):
+    make_figures(assets)
+    put_tables(assets)
 
 
 def main():
-    if len(sys.argv) != 1:
-        sys.exit("usage: python assets/make_figures.py, without arguments")
-    try:
-        make_figures(ASSETS)
-        put_tables(ASSETS)
-    except (RunError, OSError) as error:
-        sys.exit(f"make_figures.py: error: {error}")
+    command = Command(prog="python -m assets.figures", description=__doc__)
+    command.set_defaults(function=make_page)
+    command.run()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,156 @@
+"""Makes the pictures and GIFs that need a run's weights or frames."""
+
+import io
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+import common
+from assets import ASSETS, Command, positive
+from assets.rebuild import SavedRun
+
+DIGITS = 8
+TILE, MARGIN, HEAD, SEEN, PLOT = common.TILE, 14, 44, 56, 110  # pixels
+PANEL = 4 * TILE
+WIDTH, HEIGHT = 3 * MARGIN + 2 * PANEL, HEAD + 2 * TILE + SEEN + PLOT + 3 * MARGIN
+COLOURS = 16  # of a GIF: black, white, orange and greys
+
+
+def first_digits(saved):
+    """The first test images of a run, uint8 (8, 1, side, side)."""
+    _, (images, _) = saved.canvases()
+    return images[:DIGITS]
+
+
+@torch.no_grad()
+def look(saved, epoch, images):
+    """Returns what a run's transformer does to its test images (N, 1, side, side), uint8, with the weights of an epoch.
+
+    `theta` (N, 2, 3), and what the classifier sees, (N, 28, 28), denormalized to [0, 1]; both as arrays.
+    """
+    saved.load(epoch)
+    batch = saved.to_batch(images)
+    theta = saved.model.eval().stn.theta(batch)
+    seen = saved.model.stn.sample(batch, theta)[:, 0] * saved.run["std"] + saved.run["mean"]
+    return theta.numpy(), seen.clamp(0, 1).numpy()
+
+
+def make_states(rows, assets=ASSETS):
+    """Keeps what transformers do to eight test digits, for states.png, in states.npz.
+
+    `rows` are triples of a name, which the reader sees beside the row, a run's folder and an epoch, all texts. All runs
+    must be on the same images.
+    """
+    names, folders, epochs = zip(*rows, strict=True)
+    runs = [SavedRun(Path(folder)) for folder in folders]
+    images = first_digits(runs[0])
+    looks = [look(saved, epoch, images) for saved, epoch in zip(runs, epochs, strict=True)]
+    theta, seen = map(np.stack, zip(*looks, strict=True))
+    np.savez_compressed(
+        assets / "states.npz",
+        names=names,
+        images=images[:, 0].numpy(),  # uint8 (8, side, side)
+        theta=theta,  # (states, 8, 2, 3)
+        seen=np.round(255 * seen).astype(np.uint8),  # (states, 8, 28, 28)
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- comparison
+
+
+def draw_run(figure, axes, left, images, theta, seen, run, epoch):
+    """Draws one run at an epoch, its upper left corner at (left, 0), in pixels of the figure.
+
+    Images are uint8 (8, side, side); they are enlarged by a whole factor, or made smaller, to half a tile at most.
+    """
+    history = run["history"][:epoch]
+    line = f"epoch {epoch}, accuracy {history[-1]['test/accuracy']:.1f} %" if history else "before training"
+    axes.text(left, 6, run["title"], va="top", fontsize=12)
+    axes.text(left, 25, line, va="top", fontsize=11)
+    side = images.shape[-1]
+    shown = TILE // 2 // side * side or TILE // 2
+    mosaic, pad = np.full((2 * TILE + SEEN, PANEL), 0.2), (TILE - shown) // 2
+    outlines = common.outlines(torch.from_numpy(theta), side).numpy()
+    for i, image in enumerate(images):
+        y, x = (np.array(divmod(i, 4)) * TILE).tolist()
+        tile = Image.fromarray(image).resize((shown, shown), Image.Resampling.BOX)
+        mosaic[y + pad : y + pad + shown, x + pad : x + pad + shown] = np.asarray(tile) / 255
+        mosaic[2 * TILE :, i * TILE // 2 + 2 : i * TILE // 2 + 2 + SEEN] = seen[i].repeat(2, 0).repeat(2, 1)
+        corner = np.array([left + x, HEAD + y])
+        common.add_outline(axes, corner + pad + shown / side * outlines[i], corner)
+    extent = (left, left + PANEL, HEAD + 2 * TILE + SEEN, HEAD)
+    axes.imshow(mosaic, "gray", vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
+    plot = figure.add_axes(((left + 44) / WIDTH, 26 / HEIGHT, (PANEL - 52) / WIDTH, PLOT / HEIGHT))
+    plot.plot([row["epoch"] for row in history], [row["test/accuracy"] for row in history], color="#0072B2")
+    plot.set(xlim=(0, run["epochs"]), ylim=(0, 100))
+    plot.set_ylabel("accuracy (%)", fontsize=9)
+    plot.tick_params(labelsize=9)
+
+
+def draw_frame(images, runs, epoch):
+    """Draws both runs at an epoch, as uint8 (H, W, 3): above, where each transformer looks; below, what it returns."""
+    figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for i, saved in enumerate(runs):
+        theta, seen = look(saved, epoch, images)
+        draw_run(figure, axes, MARGIN + i * (PANEL + MARGIN), images[:, 0].numpy(), theta, seen, saved.run, epoch)
+    axes.set(xlim=(0, WIDTH), ylim=(HEIGHT, 0))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3] // 17 * 17  # 16 levels, as in the runs' own GIFs
+
+
+def make_comparison(folders, assets=ASSETS):
+    """Makes comparison.gif of two runs, a frame for every weights file that both have."""
+    runs = [SavedRun(folder) for folder in folders]
+    images = first_digits(runs[0])
+    epochs = sorted(set.intersection(*(set(saved.saved_epochs()) for saved in runs)))
+    if not epochs:
+        raise common.RunError(f"{folders[0]} and {folders[1]} have no weights of the same epoch")
+    frames = [draw_frame(images, runs, epoch) for epoch in epochs]
+    gif = imageio.imwrite("<bytes>", frames, extension=".gif", duration=500, loop=0)
+    common.write(assets / "comparison.gif", gif)
+
+
+# ------------------------------------------------------------------------------------------------------------------ GIF
+
+
+def thin_gif(source, every, target):
+    """Writes every `every`-th frame of the GIF `source`, and its last, to `target`, half as large, as a loop."""
+    *frames, last = map(Image.fromarray, imageio.imread(source))
+    size = last.width // 2, last.height // 2
+    frames = [frame.resize(size, Image.Resampling.BOX) for frame in [*frames[::every], last]]
+    palette = Image.fromarray(np.vstack(frames)).quantize(COLOURS)  # the same for all, so that a frame is what changes
+    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=500, loop=0)
+    common.write(target, file.getvalue())
+
+
+def main():
+    command = Command(prog="python -m assets.pictures", description=__doc__)
+    pictures = command.add_subparsers(required=True, metavar="PICTURE")
+    states = pictures.add_parser("states", help="states.npz, what transformers do to eight test digits, for states.png")
+    states.add_argument(
+        "--row", dest="rows", action="append", nargs=3, required=True, metavar=("NAME", "RUN_FOLDER", "EPOCH")
+    )
+    states.set_defaults(function=make_states)
+    comparison = pictures.add_parser("comparison", help="comparison.gif, two runs side by side as they train")
+    comparison.add_argument("folders", type=Path, nargs=2, metavar="RUN_FOLDER")
+    comparison.set_defaults(function=make_comparison)
+    gif = pictures.add_parser("gif", help="a GIF at half its size, with every Nth of its frames and the last")
+    gif.add_argument("source", type=Path, metavar="FROM.gif")
+    gif.add_argument("every", type=positive, metavar="N")
+    gif.add_argument("target", type=Path, metavar="TO.gif")
+    gif.set_defaults(function=thin_gif)
+    command.run()
+
+
+if __name__ == "__main__":
+    main()

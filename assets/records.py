@@ -1,0 +1,204 @@
+"""The CSV files: what a run is known by, reading, and adding rows. The one place that knows their columns.
+
+runs.csv has a row a run, results.csv a row an epoch of a run. A measurement's file begins with the columns of `RUN_KEY`
+and the epoch. What a run does not have, since it is older than the setting or the scalar, is None, and an empty cell.
+"""
+
+import csv
+import io
+import json
+from itertools import groupby
+
+from assets import ASSETS
+from common import TAGS, RunError, summarize, write
+
+RUN_KEY = ("experiment", "variant", "dataset", "digits", "limit", "seed")  # what tells runs apart
+SETTINGS = ("mean", "std", "fill", "transformer", "optimizer", "max_grad_norm", "batch_size")  # that every run has
+FACTS = ("title", "epochs", "cpu", "torch")  # what else is kept of a run
+LEFT_OUT = ("stop_on_collapse", "data_dir", "device", "threads", "python", "torchvision", "numpy", "history")
+LEFT_OUT += tuple(summarize([]))
+SCALARS = ("train/loss", "test/accuracy", "stn/scale", "stn/inside")  # that every epoch has
+TEXTS = ("variant", "dataset", "digits", "transformer", "optimizer", "title", "cpu", "torch")
+
+# ---------------------------------------------------------------------------------------------------------------- cells
+
+
+def parse_cell(column, text):
+    """What a cell says: None if it is empty, a number (a whole one as int) unless the column is one of texts."""
+    if text == "" or column in TEXTS:
+        return text or None
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return int(value) if value.is_integer() else value
+
+
+def format_cell(value):
+    """The text of a cell: nothing for None, whole numbers without a point."""
+    if value is None:
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def read_table(path):
+    """Returns the rows of a CSV file as dicts, see `parse_cell`; none if there is no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{column: parse_cell(column, text) for column, text in row.items()} for row in csv.DictReader(file)]
+
+
+def format_table(columns, rows):
+    """The bytes of a CSV file of dicts; what a row lacks is an empty cell."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([format_cell(row.get(column)) for column in columns] for row in rows)
+    return file.getvalue().encode()
+
+
+def six_digits(row):
+    """A row with its floats rounded to six significant digits."""
+    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in row.items()}
+
+
+# ----------------------------------------------------------------------------------------------- what a run is known by
+
+
+def run_key(row):
+    """What tells the run of a row from others: its values of `RUN_KEY`."""
+    return tuple(row[name] for name in RUN_KEY)
+
+
+def weights_key(row):
+    """What tells saved weights apart: the run of a row, and the row's epoch."""
+    return *run_key(row), row["epoch"]
+
+
+def key_columns(run, epoch):
+    """The columns that a measurement's row begins with."""
+    return {name: run[name] for name in RUN_KEY} | {"epoch": epoch}
+
+
+def run_sort_key(row):
+    """By `RUN_KEY`; of variants the numbers come first, by their value."""
+    experiment, variant, *others = run_key(row)
+    try:
+        rank = (0,) if variant is None else (1, float(variant))
+    except ValueError:
+        rank = (2,)
+    return experiment, rank, variant or "", *others
+
+
+def settings_of(run):
+    """What defines a run beyond its key: `SETTINGS`, and whatever else it has that is no fact and no outcome."""
+    others = {name: run[name] for name in run if name not in (*RUN_KEY, *FACTS, *LEFT_OUT)}
+    return {name: run[name] for name in SETTINGS} | others
+
+
+def setting_differences(run, before):
+    """The settings in which a run differs from what it was before, as texts; one that is missing is None."""
+    new, old = settings_of(run), settings_of(before)
+    names = dict.fromkeys([*new, *old])
+    return [f"{name} was {old.get(name)}, is {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+
+
+# ------------------------------------------------------------------------------------------------ runs.csv, results.csv
+
+
+def read_runs(assets=ASSETS):
+    """Returns all runs of runs.csv, each a dict of its columns, of what `common.summarize` says, and of "history".
+
+    That is a list of dicts of results.csv, with "epoch" and all of `common.TAGS`. The numbers of experiments are int, 3
+    for classification_experiment_3; a variant is a text, or None.
+    """
+    histories = {}
+    for key, rows in groupby(read_table(assets / "results.csv"), key=run_key):
+        rows = [{name: row[name] for name in row if name not in RUN_KEY} for row in rows]
+        histories[key] = [dict.fromkeys(TAGS) | row for row in rows]
+    runs = [run | {"history": histories[run_key(run)]} for run in read_table(assets / "runs.csv")]
+    return [run | summarize(run["history"]) for run in runs]
+
+
+def write_runs(runs, assets=ASSETS):
+    """Writes runs, as `read_runs` returns them, sorted, into both files, or into neither.
+
+    A scalar, or a setting that not every run has, is a column once a run has a value of it.
+    """
+    runs = sorted(runs, key=run_sort_key)
+    rows = [key_columns(run, row["epoch"]) | six_digits(row) for run in runs for row in run["history"]]
+    recorded = {name for row in rows for name, value in row.items() if value is not None}
+    tags = [tag for tag in dict.fromkeys([*TAGS, *(name for row in rows for name in row)]) if tag in recorded]
+    given = [name for run in runs for name, value in settings_of(run).items() if value is not None]
+    settings = dict.fromkeys([*SETTINGS, *given])
+    replace_files(
+        {
+            assets / "results.csv": format_table(dict.fromkeys([*RUN_KEY, "epoch", *tags]), rows),
+            assets / "runs.csv": format_table([*RUN_KEY, *settings, *FACTS], runs),
+        }
+    )
+
+
+def replace_files(contents):
+    """Replaces files, given as {path: bytes}: all of them, or none where one of them cannot be written."""
+    before = {path: path.read_bytes() if path.exists() else None for path in contents}
+    beside = {path: path.with_name(path.name + ".new") for path in contents}
+    try:
+        for path, data in contents.items():
+            write(beside[path], data)  # a disk that is full shows here
+        for path in contents:
+            beside[path].replace(path)
+    except BaseException:
+        for path, data in before.items():
+            if data is None:
+                path.unlink(missing_ok=True)
+            elif path.read_bytes() != data:
+                write(path, data)
+        raise
+    finally:
+        for path in beside.values():
+            path.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- run folders
+
+
+def read_folder(folder):
+    """Returns the run in a folder, in the form of `read_runs`, with all that its run.json has.
+
+    Raises RunError if there is none, or it lacks what every run has. `data_dir` is "data" where it was not recorded.
+    """
+    try:
+        told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        run = {"data_dir": "data"} | told | {"experiment": int(told["experiment"].rpartition("_")[2])}
+        missing = [name for name in (*RUN_KEY, *SETTINGS, *FACTS, "epoch") if name not in run]
+        run |= {name: parse_cell(name, format_cell(run[name])) for name in ("variant", *settings_of(run))}
+        history = [dict.fromkeys(TAGS) | row for row in read_table(folder / "metrics.csv")][: run["epoch"]]
+        if len(history) < run["epoch"]:
+            raise ValueError(f"metrics.csv has {len(history)} of {run['epoch']} epochs")
+        missing += [name for name in ("epoch", *SCALARS) if any(row.get(name) is None for row in history)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{folder} holds no run of this version: its run.json or metrics.csv says {error!r}") from error
+    if missing:
+        raise RunError(f"{folder} holds no run of this version: {missing[0]} is missing in run.json or metrics.csv")
+    return run | {"history": history} | summarize(history)
+
+
+def is_finished(run):
+    """Whether the run of a folder has come to its last epoch, or was stopped by --stop-on-collapse."""
+    return run["epoch"] >= run["epochs"] or bool(run.get("stop_on_collapse") and run["collapsed"])
+
+
+# --------------------------------------------------------------------------------------------------------- measurements
+
+
+def add_rows(path, rows):
+    """Adds rows to a measurement's CSV file, in the place of all that it has of the same runs and epochs.
+
+    A row is a dict of `key_columns` and figures, which are written with six digits. Sorted by run and epoch.
+    """
+    measured = {weights_key(row) for row in rows}
+    rows = [row for row in read_table(path) if weights_key(row) not in measured] + [six_digits(row) for row in rows]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    write(path, format_table(columns, sorted(rows, key=lambda row: (run_sort_key(row), row["epoch"]))))

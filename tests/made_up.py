@@ -1,0 +1,39 @@
+"""Runs that nobody trained, for the tests of what reads runs.csv and results.csv."""
+
+from assets import records
+from common import TAGS, summarize
+
+
+def history(*epochs, **scalars):
+    """A history of (train loss, test accuracy, inside), an epoch each; the other scalars are 0.8, or as given."""
+    return [
+        dict.fromkeys(TAGS, 0.8)
+        | scalars
+        | {"epoch": epoch, "train/loss": loss, "test/accuracy": accuracy, "stn/inside": inside}
+        for epoch, (loss, accuracy, inside) in enumerate(epochs, start=1)
+    ]
+
+
+WELL, OFF = (1.0, 90.0, 0.9), (2.3, 11.35, 0.0)
+LASTS = history(*[WELL] * 100)
+STOPPED = history(*[(1.0, 80.0, 0.9)] * 39, OFF)
+COMES_BACK = history(*[(1.0, 70.0, 0.9)] * 3, *[(2.3, 11.35, 0.001)] * 67, *[(1.0, 75.0, 0.9)] * 30)
+LOSES = history(*[WELL] * 50, *[(1.6, 85.0, 0.9)] * 50)
+
+
+def fails_in(epoch, of=100):
+    return history(*[WELL] * (epoch - 1), *[OFF] * (of - epoch + 1))
+
+
+def run(rows, experiment=1, seed=0, **columns):
+    """A run of experiment 1's settings, or as given, in the form of `records.read_runs`."""
+    settings = {"experiment": experiment, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000}
+    settings |= {"seed": seed, "mean": 0.1307, "std": 0.3081, "fill": 0, "transformer": "SpatialTransformer"}
+    settings |= {"optimizer": "SGD(lr=0.01)", "max_grad_norm": None, "batch_size": 64}
+    facts = dict.fromkeys(records.FACTS, "unknown") | {"title": "made up", "epochs": 100}
+    return settings | facts | {"history": rows} | summarize(rows) | columns
+
+
+def key(run, **columns):
+    """The beginning of a measurement's row: what its run is known by, and what is given."""
+    return {name: run[name] for name in records.RUN_KEY} | columns

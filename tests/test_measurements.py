@@ -1,0 +1,502 @@
+"""Replays, sharpness, hand-over and smoothing measure a run as it was, and refuse what is none."""
+
+import json
+import re
+import shutil
+import sys
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, run
+from scipy.sparse.linalg import ArpackNoConvergence
+from torch import nn
+
+import common
+import stn
+from assets import hand_over, rebuild, replay, sharpness, smoothing
+from assets.rebuild import SavedRun
+from assets.records import RUN_KEY, add_rows, read_folder, read_table, weights_key
+
+
+def edit(folder, **changes):
+    """Changes what run.json says."""
+    path = folder / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def call(command, monkeypatch, capsys, *arguments):
+    """Calls a command with wrong arguments; returns its exit code and its last words, which are one line."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    line = capsys.readouterr().err
+    assert line.startswith("python -m assets.") and line.count("\n") == 1
+    return end.value.code, line
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Run folders of an epoch of experiments that differ in what has to be rebuilt, by their numbers."""
+    log_dir = tmp_path_factory.mktemp("measured") / "runs"
+    log_dir.mkdir()
+    for number in (3, 11, 12, 13, 17, 26):
+        ended = run(log_dir, "--limit=384", "--epochs=1", number=number)
+        assert ended.code == 0, ended.err
+    ended = run(log_dir, "--dataset=mnist", "--seed=1", "--limit=384", "--epochs=1", number=10)
+    assert ended.code == 0, ended.err
+    names = {3: "", 10: "_mnist_seed1", 11: "", 12: "", 13: "", 17: "_0.05", 26: "_unlimited"}
+    return {number: log_dir / f"classification_experiment_{number}{name}_limit384" for number, name in names.items()}
+
+
+@pytest.fixture
+def folder(folders):
+    """A run of experiment 10, whose localization net has a learning rate of its own, on 384 plain digits."""
+    return folders[10]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Measurements of seconds."""
+    monkeypatch.setattr(sharpness, "IMAGES", 64)
+    monkeypatch.setattr(hand_over, "RATES", ((0.003, 0.001), (0, 0.01)))
+    monkeypatch.setattr(hand_over, "STEPS", (0, 1, 9))
+    monkeypatch.setattr(smoothing, "SHIFTS", (-0.5, 0, 0.5))
+
+
+# -------------------------------------------------------------------------------------------------------------- rebuild
+
+
+def test_each_kind_of_run_is_rebuilt_by_its_script(folders):
+    rates = {3: [0.0001], 10: [0.001, 0.01], 12: [0.01 * 0.3081**2, 0.01], 17: [0.01, 0.05], 26: [0.001]}
+    for number, wanted in rates.items():
+        optimizer = SavedRun(folders[number]).optimizer
+        assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx(wanted)
+    assert SavedRun(folders[17]).model.stn.in_size == (28, 28) and SavedRun(folders[3]).model.stn.in_size == (60, 60)
+    assert SavedRun(folders[26]).model.stn.fc_loc[1].negative_slope == 0.1
+
+
+def test_a_rebuilt_run_trains_as_it_did(folders, whole_run, tmp_path):
+    limits = {"0.03": 0.03, "1": 1, "unlimited": None}
+    loop = [folders[26].with_name(f"classification_experiment_26_{variant}_limit384") for variant in limits]
+    older = shutil.copytree(whole_run.folder, tmp_path / "older")
+    told = json.loads((older / "run.json").read_text())
+    for name in ("max_motion", "scheduler", "penalty", "data_dir"):
+        del told[name]
+    (older / "run.json").write_text(json.dumps(told))
+    for folder in (folders[10], folders[11], *loop, older):
+        saved = SavedRun(folder)
+        saved.load(0)
+        row, told = saved.train_epoch(1, *saved.canvases()[0]), saved.run["history"][0]
+        assert row == {tag: told[tag] for tag in row}  # to the last bit
+    assert {SavedRun(folder).run["variant"]: SavedRun(folder).run["max_motion"] for folder in loop} == limits
+
+
+def test_only_weights_that_are_named_by_an_epoch_count(whole_run, tmp_path):
+    folder = shutil.copytree(whole_run.folder, tmp_path / "more")
+    for name in ("best", "._005", "005 (copy)", "6", "٣"):
+        (folder / "weights" / f"{name}.pt").write_bytes(b"")
+    assert SavedRun(folder).saved_epochs() == [0, 5, 7]
+
+
+def test_a_run_of_another_script_is_refused(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(rebuild, "ROOT", tmp_path)
+    with pytest.raises(common.RunError, match="classification_experiment_13.py"):  # it is not there
+        SavedRun(folders[13])
+    script = tmp_path / "classification_experiment_13.py"
+    for old, new, words in (
+        ("lr=0.01", "lr=0.02", r"optimizer was SGD\(lr=0.01\), is SGD\(lr=0.02\)"),
+        (".tanh()", ".sigmoid()", r"transformer was class Squashed.*tanh\(\), is class Squashed.*sigmoid\(\)"),
+        ("epochs=100,", "epochs=100, max_grad_norm=5,", "max_grad_norm was None, is 5"),
+        ("epochs=100,", "epochs=100, max_motion=0.1,", "max_motion was None, is 0.1"),
+        ("epochs=100,", "epochs=100, penalty=torch.norm,", "penalty was None, is "),
+        ("mean=0.1307", "mean=0", "mean was 0.1307, is 0"),
+        ("mean=0.1307", "variant='other', mean=0.1307", "does not have any more"),
+    ):
+        script.write_text((ROOT / script.name).read_text().replace(old, new))
+        with pytest.raises(common.RunError, match=words):
+            SavedRun(folders[13])
+
+
+# -------------------------------------------------------------------------------------------------------------- replays
+
+
+def test_a_transformer_fails_when_it_sees_next_to_nothing_or_follows_no_image():
+    well, off, inactive, one_map = (
+        {"inside": inside, "active": active, "spread": spread}
+        for inside, active, spread in ((0.01, 0.01, 0.01), (0.009, 0.3, 0.3), (0.7, 0.009, 0.3), (0.7, 0.3, 0.009))
+    )
+    assert replay.find_failing_step([well, well, off, inactive]) == 2
+    assert replay.find_failing_step([well, inactive, well, off]) == 1
+    assert replay.find_failing_step([well, one_map, well]) == 1
+    assert replay.find_failing_step([well, one_map, off]) == 2  # spread decides only where the others do not
+    assert replay.find_failing_step([well, well]) is None
+
+
+def test_a_replay_is_the_run_and_measures_its_steps(whole_run):
+    before, steps = replay.replay(whole_run.folder, 6)
+    assert len(before) == len(steps) == 6
+    assert replay.replay(whole_run.folder, 7)[0] == steps  # which begins with other weights
+    assert replay.replay(whole_run.folder, 1)[0] == []
+
+    (images, labels), _, _ = common.load_canvases("cluttered", "nowhere", "embedded", 384)
+    model = stn.STNClassifier().to(memory_format=torch.channels_last)
+    model.load_state_dict(common.load_state(whole_run.folder / "weights" / "005.pt"))
+    torch.manual_seed(6)
+    batch = torch.randperm(384)[:64]
+    inputs = (images[batch].float() / 255 - 0.1307) / 0.3081
+    torch.nn.functional.cross_entropy(model(inputs), labels[batch]).backward()
+    norm, norm_of_net = (
+        sum(weights.grad.double().square().sum().item() for weights in part.parameters()) ** 0.5
+        for part in (model, model.stn.localization)
+    )
+    theta = model.stn.theta(inputs)
+    hidden = model.stn.fc_loc[0](model.stn.localization(inputs).flatten(1))
+    centres = theta[:, :, 2].double()
+    assert steps[0] == pytest.approx(
+        {
+            "inside": stn.inside(theta).item(),
+            "scale": stn.scale(theta).item(),
+            "active": (hidden > 0).sum().item() / hidden.numel(),
+            "spread": ((centres - centres.mean(0)) ** 2).mean().sqrt().item(),
+            "gradient": norm,
+            "gradient of the localization net": norm_of_net,
+        },
+        rel=1e-3,
+    )
+    assert tuple(steps[0]) == replay.MEASURES
+
+
+def test_a_replay_has_the_run_s_largest_gradients(folders):
+    for number in (11, 12, 13, 17):
+        row, steps = read_folder(folders[number])["history"][0], replay.replay(folders[number], 1)[1]
+        assert max(step["gradient"] for step in steps) == row["train/grad_norm_max"]
+
+
+def test_the_map_is_the_one_that_the_transformer_samples_with(folders):
+    first = replay.replay(folders[13], 1)[1][0]
+    assert first["scale"] == pytest.approx(torch.tensor(1.0).tanh().item()) and first["inside"] == 1
+
+
+def test_what_is_measured_of_a_limited_step_is_of_its_whole_batch():
+    (images, labels), _, _ = common.load_canvases("cluttered", "nowhere", "embedded", 384)
+    steps = []
+    for max_motion in (None, 1000):  # which limits nothing
+        torch.manual_seed(0)
+        model = stn.STNClassifier()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        steps.append(replay.record(model, optimizer))
+        common.train(model, optimizer, images, labels, lambda batch: batch.float() / 255, None, max_motion)
+    assert steps[0] == steps[1]
+
+
+def test_a_run_with_other_losses_or_a_state_is_refused(whole_run, folders, tmp_path):
+    folder = shutil.copytree(whole_run.folder, tmp_path / "other")
+    loss = read_folder(folder)["history"][5]["train/loss"]
+    metrics = folder / "metrics.csv"
+    metrics.write_text(metrics.read_text().replace(f"\n6,{loss}", f"\n6,{loss + 1e-9}"))
+    with pytest.raises(common.RunError, match=f"its loss in epoch 6 was {loss + 1e-9}, here it is {loss}"):
+        replay.replay(folder, 6)
+    with pytest.raises(common.RunError, match=r"is a run of Adam\(lr=0.0001\), whose state is not saved"):
+        replay.replay(folders[3], 1)
+
+
+@pytest.mark.parametrize(
+    "old, new, told",
+    [
+        ("lr=0.01", "lr=0.01, momentum=0.9", {"optimizer": "SGD(lr=0.01, momentum=0.9)"}),
+        (
+            "epochs=100,",
+            "epochs=100, make_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 9),",
+            {"scheduler": "StepLR(step_size=9, gamma=0.1)"},
+        ),
+    ],
+)
+def test_a_run_with_momentum_or_a_schedule_is_refused(old, new, told, folders, tmp_path, monkeypatch):
+    script = tmp_path / "classification_experiment_13.py"
+    script.write_text((ROOT / script.name).read_text().replace(old, new))
+    monkeypatch.setattr(rebuild, "ROOT", tmp_path)
+    folder = shutil.copytree(folders[13], tmp_path / "stateful")
+    edit(folder, **told)
+    with pytest.raises(common.RunError, match=re.escape(*told.values()) + ", whose state is not saved"):
+        replay.replay(folder, 1)
+
+
+def test_what_cannot_be_replayed_is_refused_in_one_line(whole_run, tmp_path, monkeypatch, capsys):
+    def copy(name, **changes):
+        folder = shutil.copytree(whole_run.folder, tmp_path / name)
+        edit(folder, **changes)
+        return folder
+
+    no_weights = copy("no weights")
+    (no_weights / "weights" / "005.pt").unlink()
+    for arguments, code, words in (
+        ((tmp_path / "nowhere",), 1, "holds no run"),
+        ((copy("unfinished", epochs=100),), 1, "is not finished, 7 of 100 epochs: let it come to its end"),
+        ((whole_run.folder,), 1, "neither collapsed nor lost its solution: give a run that failed, or an EPOCH"),
+        ((whole_run.folder, 8), 1, "has no epoch 8: give one from 1 to 7"),
+        ((whole_run.folder, 0), 1, "has no epoch 0: give one from 1 to 7"),
+        ((whole_run.folder, 6), 1, "epoch 6 begins so: try an earlier EPOCH"),
+        ((no_weights, 7), 1, "weights of epoch 5"),
+        ((), 2, "RUN_FOLDER"),
+        ((whole_run.folder, "last"), 2, "EPOCH"),
+    ):
+        ended, line = call(replay, monkeypatch, capsys, *arguments)
+        assert ended == code and words in line
+
+
+def test_a_replay_is_added_to_the_others_which_stay_as_they_are(whole_run, tmp_path, monkeypatch):
+    committed, path = (ROOT / "assets" / "failures.csv"), tmp_path / "failures.csv"
+    shutil.copy(committed, path)
+    monkeypatch.setattr(replay, "find_failing_step", lambda steps: 3)
+    for epoch in (7, 6, 7):
+        replay.add_replay(whole_run.folder, epoch, tmp_path)
+    rows = [row for row in read_table(path) if row["digits"] == "embedded"]
+    others = [line for line in path.read_text().splitlines() if ",embedded," not in line]
+    assert others == committed.read_text().splitlines()
+    assert [(row["epoch"], row["step"]) for row in rows] == [(e, step) for e in (6, 7) for step in range(-8, 4)]
+    (before, in_6), (_, in_7) = (replay.replay(whole_run.folder, epoch) for epoch in (6, 7))
+    for row, step in zip(rows, [*before, *in_6, *in_6, *in_7], strict=True):
+        assert {name: row[name] for name in replay.MEASURES} == pytest.approx(step, rel=1e-5)
+
+
+def test_at_most_200_steps_are_kept_on_either_side(whole_run, tmp_path, monkeypatch):
+    steps = [{name: 0.5 for name in replay.MEASURES} | {"gradient": i} for i in range(938)]
+    for end in (37, 500, 900):
+        steps[end]["inside"] = 0.0
+        for before in (0, 30):  # steps in the epoch before
+            parts = steps[:before], steps[before : end + 300]
+            monkeypatch.setattr(replay, "replay", lambda folder, epoch, parts=parts: parts)
+            replay.add_replay(whole_run.folder, 3, tmp_path)
+            kept = [(row["step"], row["gradient"]) for row in read_table(tmp_path / "failures.csv")]
+            assert kept == [(i - end, i) for i in range(max(0, end - 200), min(938, end + 201))]
+        steps[end]["inside"] = 0.5
+
+
+def test_an_epoch_in_which_the_transformer_had_failed_before_is_refused(whole_run, tmp_path, monkeypatch, capsys):
+    well, off = ({name: value for name in replay.MEASURES} for value in (0.5, 0.0))
+    for before, steps in (([well, off], [off, well]), ([well, off], [well, off]), ([], [off, well])):
+        monkeypatch.setattr(replay, "replay", lambda folder, epoch, parts=(before, steps): parts)
+        assert "epoch 6 begins so: try an earlier EPOCH" in call(replay, monkeypatch, capsys, whole_run.folder, 6)[1]
+    monkeypatch.setattr(replay, "replay", lambda folder, epoch: ([off, well], [well, well]))
+    assert "epoch 6 is never so: try a later EPOCH" in call(replay, monkeypatch, capsys, whole_run.folder, 6)[1]
+    monkeypatch.setattr(replay, "replay", lambda folder, epoch: ([off, well], [off, off]))
+    replay.add_replay(whole_run.folder, 6, tmp_path)
+    assert [row["step"] for row in read_table(tmp_path / "failures.csv")] == [-2, -1, 0, 1]
+
+
+def test_the_committed_replays_are_whole_and_begin_to_fail_at_step_0():
+    replays = {}
+    for row in read_table(ROOT / "assets" / "failures.csv"):
+        replays.setdefault(weights_key(row), []).append(row)
+    for steps in replays.values():
+        first = steps[0]["step"]
+        assert first >= -200 and [row["step"] for row in steps] == [*range(first, first + len(steps))]
+        assert steps[replay.find_failing_step(steps)]["step"] == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ sharpness
+
+
+def quadratic(values):
+    """Gradient of a quadratic whose Hessian has these eigenvalues."""
+    q, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((len(values), len(values))))
+    return lambda weights: q @ (values * (q.T @ weights))
+
+
+@pytest.mark.parametrize("step", sharpness.STEPS)
+@pytest.mark.parametrize(
+    "values, largest, in_size",
+    [
+        (np.linspace(0, 100, 50), 100, 100),
+        (np.r_[40, -90, np.linspace(-5, 5, 48)], 40, -90),
+        (np.linspace(-3, -1, 50), -1, -3),
+        (np.zeros(50), 0, 0),
+    ],
+)
+def test_the_sharpness_of_a_quadratic_is_the_largest_eigenvalue(values, largest, in_size, step):
+    found = sharpness.eigenvalues(quadratic(values), np.ones(50), step)
+    assert found[:2] == pytest.approx((largest, in_size), rel=0.01)
+    assert found[2] < 0.03
+
+
+def test_the_sharpness_of_a_network_is_that_of_autograds_hessian():
+    torch.manual_seed(0)
+    stn_part = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh())
+    model = nn.Sequential(OrderedDict(stn=stn_part, classifier=nn.Linear(6, 3))).double()
+    images, labels = 3 * torch.randn(300, 4, dtype=torch.double), torch.randint(3, (300,))
+    names, parameters = zip(*stn_part.named_parameters(), strict=True)
+    weights = torch.cat([parameter.detach().flatten() for parameter in parameters])
+
+    def loss(vector):
+        parts = vector.split([parameter.numel() for parameter in parameters])
+        own = {f"stn.{n}": part.view_as(p) for n, p, part in zip(names, parameters, parts, strict=True)}
+        return F.cross_entropy(torch.func.functional_call(model, own, images), labels)
+
+    values = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, weights))
+    gradient = sharpness.loss_gradient(model, images, labels, to_batch=lambda batch: batch)
+    largest, _, residual, vector = sharpness.eigenvalues(gradient, weights.numpy(), 0.001)
+    assert largest == pytest.approx(values.max().item(), rel=0.01) and residual < 0.03
+    curvature = sharpness.curvature(lambda place: loss(torch.from_numpy(place)).item(), weights.numpy(), 0.001 * vector)
+    assert curvature == pytest.approx(largest, rel=0.01)
+
+
+def test_the_curvature_holds_across_a_kink():
+    shift = np.array([0.0, 0.5])
+    assert sharpness.curvature(lambda weights: abs(weights[1]), np.zeros(2), shift) == pytest.approx(4)
+    assert sharpness.curvature(lambda weights: abs(weights[1]), np.ones(2), shift) == pytest.approx(0)
+
+
+def test_the_residual_tells_where_the_gradient_jumps_within_a_step():
+    def jumping(weights):
+        return np.sign(np.sin(1e5 * weights))
+
+    residual = sharpness.eigenvalues(jumping, np.arange(50.0), 0.001)[2]
+    assert not residual < 0.5  # it is large, or nan where ARPACK finds nothing: rounding decides
+
+
+def test_what_arpack_does_not_find_is_nan(monkeypatch):
+    def give_up(*_, **__):
+        raise ArpackNoConvergence("no convergence", np.empty(0), np.empty((50, 0)))
+
+    monkeypatch.setattr(sharpness, "eigsh", give_up)
+    *values, _ = sharpness.eigenvalues(quadratic(np.ones(50)), np.ones(50), 0.01)
+    assert np.isnan(values).all()
+
+
+def test_the_rows_of_a_run_are_those_of_its_saved_weights_and_are_not_doubled(folder, folders, tmp_path):
+    path = tmp_path / "sharpness.csv"
+    other = dict.fromkeys(RUN_KEY) | {"experiment": 11, "dataset": "mnist", "digits": "full", "limit": 1, "seed": 1}
+    add_rows(path, [other | {"epoch": 1, "step": 0.01, "curvature": 5}])
+    sharpness.add_sharpness([folder], 1, tmp_path)
+    before = path.read_text()
+    sharpness.add_sharpness([folder], 2, tmp_path)
+    assert path.read_text() == before
+
+    *rows, last = read_table(path)
+    assert last["experiment"] == 11 and last["curvature"] == 5 and last["lr"] is None
+    assert [(row["epoch"], row["step"]) for row in rows] == [(0, 0.001), (0, 0.01), (1, 0.001), (1, 0.01)]
+    assert all(row["lr"] == 0.001 and row["experiment"] == 10 for row in rows)
+    assert all(row["sharpness"] <= abs(row["largest_in_size"]) for row in rows)
+    assert next(sharpness.measure(folders[12]))[0]["lr"] == 0.01  # the largest of the localization net's two
+
+    saved = SavedRun(folder)
+    saved.load(1)
+    (images, labels), *_ = common.load_canvases("mnist", "nowhere", "embedded", 384)
+    figures = saved.test(images[:64], labels[:64])
+    assert rows[-1]["loss"] == pytest.approx(figures["test/loss"], rel=1e-5)
+    for name in ("scale", "inside", "spread"):
+        assert rows[-1][name] == pytest.approx(figures[f"stn/{name}"], rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------ hand-over
+
+
+def test_a_hand_over_begins_at_the_saved_weights_and_a_frozen_transformer_stays(folder, tmp_path):
+    hand_over.add_hand_over(folder, 1, 2, tmp_path)
+    before = (tmp_path / "hand_over.csv").read_text()
+    hand_over.add_hand_over(folder, 1, 2, tmp_path)
+    assert (tmp_path / "hand_over.csv").read_text() == before
+    rows = read_table(tmp_path / "hand_over.csv")
+    assert len(rows) == 2 * 2 * 3
+
+    saved = SavedRun(folder)
+    saved.load(1)
+    _, (images, labels), _ = common.load_canvases("mnist", "nowhere", "embedded", 384)
+    figures = saved.test(images, labels)
+    for row in rows:
+        moves = {tag: row[tag] != pytest.approx(figures[tag], 1e-5) for tag in hand_over.TAGS}
+        assert not any(moves.values()) or row["step"] > 0
+        if row["step"] == 9:
+            assert moves["test/loss"] and moves["stn/spread"] == (row["rate"] > 0)
+        if row["rate"] == 0:
+            assert not any(moves[tag] for tag in ("stn/scale", "stn/inside", "stn/spread"))
+    assert len({row["test/loss"] for row in rows if row["step"] == 9}) == 4  # rates and shuffles differ
+
+
+def test_the_steps_of_a_hand_over_are_those_of_a_run(folder):
+    saved, other = SavedRun(folder), SavedRun(folder)
+    saved.load(1)
+    other.load(1)
+    train_set, _ = saved.canvases()
+    torch.manual_seed(5)
+    steps = hand_over.descend(saved.model, (0.01, 0.01), *train_set, saved.to_batch)
+    for _ in range(6):
+        next(steps)
+    torch.manual_seed(5)
+    common.train(other.model, torch.optim.SGD(other.model.parameters(), lr=0.01), *train_set, other.to_batch)
+    assert all(map(torch.equal, saved.model.parameters(), other.model.parameters()))
+
+
+# ------------------------------------------------------------------------------------------------------------ smoothing
+
+
+@pytest.fixture
+def shifted():
+    """A network in float64, a transformer to sample with, digits on black, their labels, and the identity."""
+    torch.manual_seed(0)
+    model = stn.STNClassifier(28).double().eval()
+    _, (images, labels), _ = common.load_canvases("mnist", "nowhere", "embedded", 384)
+    theta = torch.eye(2, 3, dtype=torch.double).repeat(len(images), 1, 1)
+    return model, stn.SpatialTransformer(28), images.double() / 255, labels, theta
+
+
+def test_a_shift_of_one_is_one_pixel_to_the_right(shifted):
+    model, sampler, images, labels, theta = shifted
+    moved = images.roll(-1, dims=3)
+    at_one, _ = smoothing.shifted_losses(*shifted, 1.0)
+    at_none, _ = smoothing.shifted_losses(model, sampler, moved, labels, theta, 0.0)
+    assert torch.allclose(at_one, at_none, rtol=1e-5)
+    assert not torch.allclose(at_one, smoothing.shifted_losses(*shifted, -1.0)[0], rtol=1e-5)
+
+
+def test_the_gradient_is_the_slope_of_the_loss(shifted):
+    _, gradient = smoothing.shifted_losses(*shifted, 0.25)
+    high, low = (smoothing.shifted_losses(*shifted, 0.25 + by)[0] for by in (1e-6, -1e-6))
+    assert torch.allclose(gradient, (high - low) / 2e-6, rtol=1e-3, atol=1e-6)
+
+
+def test_the_rows_have_the_change_over_one_pixel_with_and_without_smoothing(folder, tmp_path):
+    smoothing.add_smoothing(folder, 1, tmp_path)
+    before = (tmp_path / "smoothing.csv").read_text()
+    smoothing.add_smoothing(folder, 1, tmp_path)
+    assert (tmp_path / "smoothing.csv").read_text() == before
+
+    rows = read_table(tmp_path / "smoothing.csv")
+    assert len(rows) == 2 * (64 + smoothing.DRAWN * (len(smoothing.SHIFTS) - 1))
+    at = {(row["smoothed"], row["image"], row["shift"]): row for row in rows}
+    for smoothed in (0, 1):
+        for image in {row["image"] for row in rows if row["shift"] != 0}:
+            losses = [at[smoothed, image, shift]["loss"] for shift in (-0.5, 0.5)]
+            difference = at[smoothed, image, 0]["difference"]
+            assert difference == pytest.approx(losses[1] - losses[0], abs=1e-4)
+    assert sum(at[0, image, 0]["loss"] != at[1, image, 0]["loss"] for image in range(64)) == 64
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    "command, arguments",
+    [
+        (sharpness, []),
+        (sharpness, ["folder", "--every", "0"]),
+        (hand_over, ["folder"]),
+        (hand_over, ["folder", "1", "--shuffles", "0"]),
+        (smoothing, ["folder", "last"]),
+        (smoothing, ["folder", "1", "--slow"]),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_exit_code_2(command, arguments, monkeypatch, capsys):
+    assert call(command, monkeypatch, capsys, *arguments)[0] == 2
+
+
+@pytest.mark.parametrize("command, more", [(sharpness, ()), (hand_over, (7,)), (smoothing, (7,))])
+def test_what_is_not_there_is_one_line_and_exit_code_1(command, more, folder, tmp_path, monkeypatch, capsys):
+    code, line = call(command, monkeypatch, capsys, tmp_path / "none", *more)
+    assert code == 1 and f"{tmp_path / 'none'} holds no run" in line
+    lost = shutil.copytree(folder, tmp_path / "lost", ignore=shutil.ignore_patterns("*.pt"))
+    code, line = call(command, monkeypatch, capsys, lost, *more)
+    assert code == 1 and f"{lost} has no weights" in line

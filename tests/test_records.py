@@ -1,0 +1,350 @@
+"""The CSV files: what is read is what was written, and which runs `assets.collect` adds, leaves out or refuses."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from conftest import ROOT
+from conftest import run as run_experiment
+from made_up import LASTS, key, run
+
+import common
+from assets import collect, records
+
+FILES = ("runs.csv", "results.csv")
+
+
+@pytest.fixture
+def assets(tmp_path):
+    """A folder with the committed CSV files."""
+    folder = tmp_path / "assets"
+    folder.mkdir()
+    for name in FILES:
+        shutil.copy(ROOT / "assets" / name, folder)
+    return folder
+
+
+def contents(folder):
+    return [(folder / name).read_bytes() for name in FILES]
+
+
+def edit(folder, *without, **changes):
+    """Changes what run.json says, and takes names out of it."""
+    path = folder / "run.json"
+    told = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps({name: told[name] for name in told if name not in without}), encoding="utf-8")
+
+
+def edit_metrics(folder, change):
+    """Gives every line of metrics.csv, a list of cells, to `change`, and writes what that returns; None is no line."""
+    path = folder / "metrics.csv"
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    changed = [change(number, cells, lines[0]) for number, cells in enumerate(lines)]
+    path.write_text("".join(",".join(cells) + "\n" for cells in changed if cells))
+
+
+def without_columns(*names):
+    return lambda _, cells, head: [cell for cell, name in zip(cells, head, strict=True) if name not in names]
+
+
+def cut(folder, epoch, **changes):
+    """Makes a run folder look as it did after an earlier epoch."""
+    edit_metrics(folder, lambda number, cells, _: cells if number <= epoch else None)
+    edit(folder, epoch=epoch, **changes)
+
+
+def copy(whole_run, tmp_path, name="run"):
+    return shutil.copytree(whole_run.folder, tmp_path / "runs" / name)
+
+
+def refused(log_dir, assets):
+    """The one line with which runs are refused; the CSV files stay as they are."""
+    before = contents(assets)
+    with pytest.raises(common.RunError) as error:
+        collect.collect(log_dir, assets)
+    assert contents(assets) == before and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def added(assets):
+    """The runs that are not among the committed ones, by seed."""
+    committed = {records.run_key(run) for run in records.read_runs()}
+    return {run["seed"]: run for run in records.read_runs(assets) if records.run_key(run) not in committed}
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def test_read_and_written_again_the_committed_files_are_what_they_were(tmp_path):
+    runs = records.read_runs()
+    records.write_runs(reversed(runs), tmp_path)
+    assert contents(tmp_path) == contents(ROOT / "assets")
+    assert len(runs) >= 121
+    assert all({name: run[name] for name in common.summarize([])} == common.summarize(run["history"]) for run in runs)
+
+
+@pytest.mark.parametrize("name", ["failures", "sharpness", "hand_over", "smoothing"])
+def test_a_measurement_added_again_leaves_its_committed_file_as_it_was(name, tmp_path):
+    committed = ROOT / "assets" / f"{name}.csv"
+    shutil.copy(committed, tmp_path / "some.csv")
+    rows = records.read_table(committed)
+    records.add_rows(tmp_path / "some.csv", [r for r in rows if records.weights_key(r) == records.weights_key(rows[0])])
+    assert (tmp_path / "some.csv").read_bytes() == committed.read_bytes()
+
+
+def test_rows_replace_those_of_the_same_run_and_epoch_and_have_six_digits(tmp_path):
+    path, one, other = tmp_path / "some.csv", key(run(LASTS, 10)), key(run(LASTS, 9))
+    records.add_rows(path, [one | {"epoch": 5, "loss": 1 / 3}, one | {"epoch": 5, "loss": 2.0}])
+    records.add_rows(path, [one | {"epoch": 10, "loss": 4.0}, other | {"epoch": 0, "loss": None, "lr": 0.01}])
+    records.add_rows(path, [one | {"epoch": 5, "loss": 8.0}])
+    head, *lines = path.read_text().splitlines()
+    assert head == "experiment,variant,dataset,digits,limit,seed,epoch,loss,lr"
+    assert lines == [
+        "9,,cluttered,full,60000,0,0,,0.01",
+        "10,,cluttered,full,60000,0,5,8,",
+        "10,,cluttered,full,60000,0,10,4,",
+    ]
+    records.add_rows(path, [one | {"epoch": 15, "loss": 1 / 3}])
+    assert records.read_table(path)[-1]["loss"] == 0.333333
+
+
+def test_variants_are_texts_sorted_as_numbers_and_after_them_as_words(tmp_path):
+    variants = [None, "0.001", "0.02", "3", "20", "large", "unlimited"]
+    records.write_runs([run(LASTS, 26, variant=variant) for variant in reversed(variants)], tmp_path)
+    assert [run["variant"] for run in records.read_runs(tmp_path)] == variants
+
+
+@pytest.mark.parametrize("failing", ["results.csv", "runs.csv"])
+@pytest.mark.parametrize("step", ["write", "replace"])
+def test_both_files_are_written_or_neither(whole_run, assets, monkeypatch, failing, step):
+    before, write, replace = contents(assets), common.write, type(assets).replace
+
+    def write_one(path, data):
+        if path.name.startswith(failing) and step == "write":
+            raise OSError("No space left on device")
+        write(path, data)
+
+    def replace_one(path, target):
+        if target.name == failing and path.suffix == ".new" and step == "replace":
+            raise OSError("The file is open in another program")
+        return replace(path, target)
+
+    monkeypatch.setattr(records, "write", write_one)
+    monkeypatch.setattr(type(assets), "replace", replace_one)
+    with pytest.raises(OSError):
+        collect.collect(whole_run.folder.parent, assets)
+    assert contents(assets) == before and sorted(path.name for path in assets.iterdir()) == sorted(FILES)
+    monkeypatch.undo()
+    collect.collect(whole_run.folder.parent, assets)
+    assert added(assets)[0]["epoch"] == 7
+
+
+# -------------------------------------------------------------------------------------------------------------- formats
+
+
+def test_a_new_setting_and_a_new_scalar_are_columns_and_older_runs_have_none(whole_run, assets, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "TAGS", (*common.TAGS, "stn/new"))
+    folder = copy(whole_run, tmp_path)
+    edit(folder, max_motion=0.3, knob="x = 1", switch=True)
+    edit_metrics(folder, lambda number, cells, _: [*cells, str(number / 8) if number else "stn/new"])
+    before = records.read_runs(assets)
+    collect.collect(folder.parent, assets)
+    (run,) = added(assets).values()
+    assert (run["max_motion"], run["knob"], run["switch"]) == (0.3, "x = 1", "True")
+    assert [row["stn/new"] for row in run["history"]] == [number / 8 for number in range(1, 8)]
+    assert run["history"][0]["stn/motion"] is not None
+    older = [other for other in records.read_runs(assets) if records.run_key(other) != records.run_key(run)]
+    assert len(older) == len(before)
+    for now, then in zip(older, before, strict=True):
+        assert (now["max_motion"], now["knob"]) == (None, None) and "max_motion" not in then
+        assert now["history"] == then["history"] and now["history"][0]["stn/new"] is None
+
+    once = contents(assets)
+    collect.collect(folder.parent, assets)
+    assert contents(assets) == once
+    monkeypatch.undo()  # where the scalar is not known any more its column stays
+    collect.collect(folder.parent, assets)
+    assert contents(assets) == once
+
+
+def test_a_run_of_an_older_format_is_added_beside_new_ones(whole_run, assets, tmp_path):
+    collect.collect(whole_run.folder.parent, assets)
+    folder = copy(whole_run, tmp_path)
+    scalars = ("stn/spread", "stn/active", "stn/motion", "stn/motion_max", "stn/limited")
+    edit(folder, "max_motion", "scheduler", "penalty", "data_dir", seed=1)
+    edit_metrics(folder, without_columns(*scalars))
+    collect.collect(folder.parent, assets)
+    new, old = added(assets)[0], added(assets)[1]
+    assert all(row[tag] is None for row in old["history"] for tag in scalars)
+    for row, wanted in zip(old["history"], new["history"], strict=True):
+        assert row == wanted | dict.fromkeys(scalars)
+    assert records.read_folder(folder)["data_dir"] == "data"
+
+
+def test_a_setting_that_was_not_there_yet_was_none(whole_run, assets, tmp_path):
+    folder = copy(whole_run, tmp_path)
+    edit(folder, "max_motion", "penalty")
+    collect.collect(folder.parent, assets)
+    collect.collect(whole_run.folder.parent, assets)  # they are None in it: the same run
+    edit(folder, max_motion=0.1)
+    assert "(max_motion was None, is 0.1)" in refused(folder.parent, assets)
+
+
+# -------------------------------------------------------------------------------------------------------------- collect
+
+
+def test_a_finished_run_is_added_whole_and_collected_again_changes_nothing(whole_run, assets, capsys):
+    before = records.read_runs(assets)
+    collect.collect(whole_run.folder.parent, assets)
+    assert capsys.readouterr().out == f"{len(before) + 1} runs are in {assets / 'runs.csv'}\n"
+    (run,) = added(assets).values()
+    told = json.loads((whole_run.folder / "run.json").read_text())
+    assert run["experiment"] == 1 and run["variant"] is None and run["limit"] == 384 and run["digits"] == "embedded"
+    for name in (*records.SETTINGS, *records.FACTS, *common.summarize([])):
+        assert run[name] == pytest.approx(told[name]) if isinstance(told[name], float) else run[name] == told[name]
+    checkpoint = common.load_state(whole_run.folder / "checkpoint.pt")
+    assert [row["epoch"] for row in run["history"]] == [*range(1, 8)]
+    for row, wanted in zip(run["history"], checkpoint["history"], strict=True):
+        assert row == pytest.approx(wanted, rel=1e-5)
+    others = [other for other in records.read_runs(assets) if records.run_key(other) != records.run_key(run)]
+    assert others == before
+
+    once = contents(assets)
+    collect.collect(whole_run.folder.parent, assets)
+    assert contents(assets) == once
+
+
+def test_the_first_run_makes_the_files(whole_run, tmp_path):
+    collect.collect(whole_run.folder.parent, tmp_path)
+    (run,) = records.read_runs(tmp_path)
+    assert run["epoch"] == len(run["history"]) == 7
+
+
+def test_an_unfinished_run_is_left_out_with_a_line(whole_run, assets, tmp_path, capsys):
+    before = contents(assets)
+    folder = copy(whole_run, tmp_path, "unfinished")
+    edit(folder, epochs=100)
+    collect.collect(folder.parent, assets)
+    assert contents(assets) == before
+    assert f"left out, not finished: {folder}, 7 of 100 epochs" in capsys.readouterr().out
+    copy(whole_run, tmp_path, "whole")
+    edit(folder, seed=5)
+    collect.collect(folder.parent, assets)
+    assert [*added(assets)] == [0]  # the other one is added nevertheless
+
+
+def test_a_run_that_was_stopped_at_its_collapse_is_finished(whole_run, assets, tmp_path):
+    folder = copy(whole_run, tmp_path)
+    edit(folder, epochs=100)
+    edit_metrics(  # it collapses in its last epoch, and goes on
+        folder,
+        lambda number, cells, head: [
+            "0.01" if (number, name) == (7, "stn/inside") else cell for cell, name in zip(cells, head, strict=True)
+        ],
+    )
+    collect.collect(folder.parent, assets)
+    assert not added(assets)
+    edit(folder, stop_on_collapse=True)
+    collect.collect(folder.parent, assets)
+    assert added(assets)[0]["epoch"] == 7 and added(assets)[0]["collapsed"] == 7
+
+
+def test_a_longer_run_replaces_the_shorter_and_never_the_other_way(whole_run, assets, tmp_path, capsys):
+    short = copy(whole_run, tmp_path)
+    cut(short, 4, epochs=4)
+    collect.collect(short.parent, assets)
+    assert added(assets)[0]["epoch"] == len(added(assets)[0]["history"]) == 4
+    collect.collect(whole_run.folder.parent, assets)
+    assert added(assets)[0]["epoch"] == len(added(assets)[0]["history"]) == 7
+    longer = contents(assets)
+    capsys.readouterr()
+    collect.collect(short.parent, assets)
+    assert contents(assets) == longer
+    assert f"left out, shorter: {short}, 4 epochs, of which runs.csv has 7" in capsys.readouterr().out
+
+
+def test_an_epoch_that_run_json_does_not_know_of_yet_is_not_read(whole_run, assets, tmp_path):
+    folder = copy(whole_run, tmp_path)
+    edit(folder, epoch=6, epochs=6)  # it was killed between the two files
+    collect.collect(folder.parent, assets)
+    assert added(assets)[0]["epoch"] == 6
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"optimizer": "SGD(lr=0.02)"}, "optimizer was SGD(lr=0.01), is SGD(lr=0.02)"),
+        ({"max_grad_norm": 1}, "max_grad_norm was None, is 1"),
+        ({"mean": 0, "std": 1}, "mean was 0.1307, is 0; std was 0.3081, is 1"),
+        ({"transformer": "class Squashed: ..."}, "transformer was SpatialTransformer, is class Squashed: ..."),
+        ({"batch_size": 32}, "batch_size was 64, is 32"),
+        ({"fill": -0.4}, "fill was 0, is -0.4"),
+    ],
+)
+def test_a_run_with_other_settings_than_the_one_of_its_name_is_refused(whole_run, assets, tmp_path, change, words):
+    collect.collect(whole_run.folder.parent, assets)
+    folder = copy(whole_run, tmp_path, "z_other")
+    edit(folder, **change)
+    edit(copy(whole_run, tmp_path, "a_third"), seed=3)  # comes first, and is not added
+    line = refused(folder.parent, assets)
+    assert str(folder) in line and f"({words})" in line and "nothing added" in line
+
+
+def damage(folder, how):
+    """Makes a run folder one that cannot be read, and returns what is said of it."""
+    if how == "torn":
+        (folder / "run.json").write_text('{"experiment": ')
+    elif how == "no object":
+        (folder / "run.json").write_text("[]")
+    elif how == "no metrics":
+        (folder / "metrics.csv").unlink()
+    elif how == "short metrics":
+        edit_metrics(folder, lambda number, cells, _: cells if number < 4 else None)
+    elif how == "torn metrics":
+        (folder / "metrics.csv").write_text((folder / "metrics.csv").read_text()[:-160])
+    elif how == "stn/inside":
+        edit_metrics(folder, without_columns(how))
+        return "stn/inside is missing"
+    else:
+        edit(folder, how)
+        return how
+    return "holds no run of this version"
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["torn", "no object", "no metrics", "short metrics", "torn metrics", "stn/inside"]
+    + ["title", "transformer", "epoch", "variant"],  # what run.json lacks
+)
+def test_a_folder_that_cannot_be_read_is_refused_in_one_line(whole_run, assets, tmp_path, how):
+    folder = copy(whole_run, tmp_path)
+    words = damage(folder, how)
+    line = refused(folder.parent, assets)
+    assert words in line and str(folder) in line
+
+
+def test_a_folder_without_runs_is_refused_in_one_line(whole_run, assets, tmp_path):
+    (tmp_path / "file").write_text("")
+    for log_dir in (tmp_path / "nowhere", tmp_path, tmp_path / "file", whole_run.folder):
+        line = refused(log_dir, assets)
+        assert f"{log_dir} holds no run folders: give the folder that they are in" in line
+
+
+@pytest.mark.parametrize("arguments, code", [([], 2), (["one", "more"], 2), (["--slow"], 2), (["nowhere"], 1)])
+def test_the_command_ends_in_one_line_and_an_exit_code(arguments, code, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["collect.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        collect.main()
+    line = capsys.readouterr().err
+    assert end.value.code == code and line.startswith("python -m assets.collect: error: ") and line.count("\n") == 1
+
+
+def test_the_runs_of_a_loop_are_told_apart_by_their_variants(log_dir, assets):
+    ended = run_experiment(log_dir, "--limit=384", "--epochs=1", number=26)
+    assert ended.code == 0, ended.err
+    for _ in range(2):
+        collect.collect(log_dir, assets)
+        runs = [run for run in records.read_runs(assets) if run["experiment"] == 26]
+        assert [run["variant"] for run in runs] == ["0.03", "0.1", "0.3", "1", "3", "unlimited"]
+        assert [run["max_motion"] for run in runs] == [0.03, 0.1, 0.3, 1, 3, None]
