@@ -26,7 +26,7 @@ import time
 import warnings
 import zipfile
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -367,7 +367,8 @@ class Network(NamedTuple):
 FACTS = ("name", "title", "epochs")  # of the fields; a run that goes on may have others than it began with
 SETTINGS = [field.name.removeprefix("make_") for field in fields(Experiment) if field.name not in FACTS]
 SETTINGS = ("experiment", *SETTINGS, "batch_size")
-DEFAULTS = {field.name.removeprefix("make_"): describe(field.default) for field in fields(Experiment)}
+DEFAULTS = {field.name.removeprefix("make_"): field.default for field in fields(Experiment)}
+DEFAULTS = {name: describe(default) for name, default in DEFAULTS.items() if default is not MISSING}
 
 
 def make_network(experiment, device="cpu"):

@@ -103,7 +103,7 @@ def states(read):
     for axes, name, thetas, returned in zip(
         figure.subplots(len(file["names"]), 1), file["names"], file["theta"], file["seen"], strict=True
     ):
-        outline = outlines(torch.from_numpy(thetas), side).numpy()
+        outline = outlines(torch.from_numpy(thetas), side, side).numpy()
         for i, image in enumerate(images):
             left, pad, grey = i * cell, (room - side) / 2, {"cmap": "gray", "vmin": 0}
             tile = Rectangle((left, 0), room, room, color="#333333", zorder=-1)

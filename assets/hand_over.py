@@ -25,7 +25,7 @@ TESTED = 2000  # images
 TAGS = ("stn/scale", "stn/inside", "stn/spread", "test/accuracy", "test/loss")
 
 
-def descend(model, rates, images, labels, to_batch):
+def descend(model, rates, images, labels, normalize):
     """Trains without end with SGD, localization net and classifier at a rate each, and yields after each step.
 
     The batches are `common.train`'s: shuffled with torch's random numbers, the last of an epoch smaller.
@@ -35,7 +35,7 @@ def descend(model, rates, images, labels, to_batch):
     while True:
         for index in torch.randperm(len(images)).split(BATCH_SIZE):
             model.train()  # testing turned it off
-            loss = F.cross_entropy(model(to_batch(images[index])), labels[index])
+            loss = F.cross_entropy(model(normalize(images[index])), labels[index])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -55,7 +55,7 @@ def hand_over(folder, epoch, shuffles):
         for rate, classifier_rate in RATES:
             saved.load(epoch)
             torch.manual_seed(shuffle)  # the same batches and dropout at each rate
-            steps = descend(saved.model, (rate, classifier_rate), *train_set, saved.to_batch)
+            steps = descend(saved.model, (rate, classifier_rate), *train_set, saved.experiment.normalize)
             for step in range(STEPS[-1] + 1):
                 if step:
                     next(steps)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Polygon
+from matplotlib.transforms import Bbox, TransformedBbox
 from PIL import Image
 
 import common
@@ -34,10 +36,10 @@ def look(saved, epoch, images):
     `theta` (N, 2, 3), and what the classifier sees, (N, 28, 28), denormalized to [0, 1]; both as arrays.
     """
     saved.load(epoch)
-    batch = saved.to_batch(images)
+    batch = saved.experiment.normalize(images)
     theta = saved.model.eval().stn.theta(batch)
-    seen = saved.model.stn.sample(batch, theta)[:, 0] * saved.run["std"] + saved.run["mean"]
-    return theta.numpy(), seen.clamp(0, 1).numpy()
+    seen = saved.experiment.denormalize(saved.model.stn.sample(batch, theta))
+    return theta.numpy(), seen[:, 0].numpy()
 
 
 def make_states(rows, assets=ASSETS):
@@ -63,6 +65,13 @@ def make_states(rows, assets=ASSETS):
 # ----------------------------------------------------------------------------------------------------------- comparison
 
 
+def add_outline(axes, corners, tile):
+    """Draws the outline of corners (4, 2), clipped to the tile whose upper left corner is at `tile`; in pixels."""
+    polygon = Polygon(corners, fill=False, edgecolor="#ff8000", linewidth=1.5)
+    axes.add_patch(polygon).set_antialiased(False)
+    polygon.set_clip_box(TransformedBbox(Bbox([tile, tile + TILE]), axes.transData))
+
+
 def draw_run(figure, axes, left, images, theta, seen, run, epoch):
     """Draws one run at an epoch, its upper left corner at (left, 0), in pixels of the figure.
 
@@ -75,14 +84,14 @@ def draw_run(figure, axes, left, images, theta, seen, run, epoch):
     side = images.shape[-1]
     shown = TILE // 2 // side * side or TILE // 2
     mosaic, pad = np.full((2 * TILE + SEEN, PANEL), 0.2), (TILE - shown) // 2
-    outlines = common.outlines(torch.from_numpy(theta), side).numpy()
+    outlines = common.outlines(torch.from_numpy(theta), shown, shown).numpy()
     for i, image in enumerate(images):
         y, x = (np.array(divmod(i, 4)) * TILE).tolist()
         tile = Image.fromarray(image).resize((shown, shown), Image.Resampling.BOX)
         mosaic[y + pad : y + pad + shown, x + pad : x + pad + shown] = np.asarray(tile) / 255
         mosaic[2 * TILE :, i * TILE // 2 + 2 : i * TILE // 2 + 2 + SEEN] = seen[i].repeat(2, 0).repeat(2, 1)
         corner = np.array([left + x, HEAD + y])
-        common.add_outline(axes, corner + pad + shown / side * outlines[i], corner)
+        add_outline(axes, corner + pad + outlines[i], corner)
     extent = (left, left + PANEL, HEAD + 2 * TILE + SEEN, HEAD)
     axes.imshow(mosaic, "gray", vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
     plot = figure.add_axes(((left + 44) / WIDTH, 26 / HEIGHT, (PANEL - 52) / WIDTH, PLOT / HEIGHT))

@@ -1,38 +1,18 @@
 """A run again as it was made, by its experiment's script, with the weights that it saved: for what looks into runs."""
 
-import inspect
-import runpy
-from functools import partial
-from unittest import mock
+from dataclasses import replace
 
 import torch
 
 import common
-import stn
 from assets import ASSETS
-from assets.records import read_folder, setting_differences
+from assets.records import format_cell, read_folder, setting_differences
 
 ROOT = ASSETS.parent
 
 
-def read_calls(script):
-    """Returns the arguments of each `run_experiment` in a script, as dicts; "settings" are those of run.json."""
-    signature, calls = inspect.signature(common.run_experiment), []
-
-    def keep(**given):
-        call = signature.bind(**given)
-        call.apply_defaults()
-        settings = {name: call.arguments[name] for name in ("mean", "std", "fill", "max_grad_norm", "max_motion")}
-        settings |= {name: common.describe(call.arguments[name]) for name in ("transformer", "penalty")}
-        calls.append(call.arguments | {"settings": settings | {"batch_size": common.BATCH_SIZE}})
-
-    with mock.patch.object(common, "run_experiment", keep):
-        runpy.run_path(str(script), run_name="__main__")
-    return calls
-
-
 class SavedRun:
-    """The run in a folder: `run`, see `records.read_folder`, and its `model` and `optimizer`, as before training.
+    """The run in a folder: `run`, see `records.read_folder`, its `experiment`, and its network as before training.
 
     Raises RunError if the folder holds no run, or the experiment's script is gone or another than when it ran.
     """
@@ -40,21 +20,16 @@ class SavedRun:
     def __init__(self, folder):
         self.folder, self.run = folder, read_folder(folder)
         script = ROOT / f"classification_experiment_{self.run['experiment']}.py"
-        calls = read_calls(script) if script.exists() else []
-        variants = ["" if call["variant"] is None else str(call["variant"]) for call in calls]
-        if (self.run["variant"] or "") not in variants:
+        experiments = common.read_script(script) if script.exists() else []
+        variants = {format_cell(experiment.variant) or None: experiment for experiment in experiments}
+        if self.run["variant"] not in variants:
             raise common.RunError(f"{folder} is a run of {script} that it does not have any more: put that there")
-        call = calls[variants.index(self.run["variant"] or "")]
-        self.model = stn.STNClassifier(common.SIDES[self.run["dataset"]], call["fill"], call["transformer"])
-        self.model.to(memory_format=torch.channels_last)
-        self.optimizer = call["make_optimizer"](self.model)
-        made = call["settings"] | {"optimizer": common.describe_optimizer(self.optimizer, self.model)}
-        scheduler = call["make_scheduler"](self.optimizer) if call["make_scheduler"] else None
-        made["scheduler"] = common.describe_scheduler(scheduler)
-        if differs := setting_differences(self.run | made, self.run):
+        chosen = {name: self.run[name] for name in ("dataset", "digits", "limit", "seed")}
+        self.experiment = replace(variants[self.run["variant"]], **chosen)
+        self.network = common.make_network(self.experiment)
+        self.model, self.optimizer, _ = self.network
+        if differs := setting_differences(self.experiment.settings(self.network), self.run):
             raise common.RunError(f"{script} was changed since {folder} ({'; '.join(differs)}): put that script there")
-        self.to_batch = partial(common.normalize, mean=self.run["mean"], std=self.run["std"])
-        self.bounds_and_penalty = call["max_grad_norm"], call["max_motion"], call["penalty"]
 
     def saved_epochs(self):
         """The epochs that it saved weights after, in files named as 005.pt; others beside them are not the run's."""
@@ -79,8 +54,8 @@ class SavedRun:
     def train_epoch(self, epoch, images, labels):
         """Trains as it did in an epoch, if the weights are those of the epoch before; returns `common.train`'s."""
         torch.manual_seed(10_000 * self.run["seed"] + epoch)
-        return common.train(self.model, self.optimizer, images, labels, self.to_batch, *self.bounds_and_penalty)
+        return common.train(self.experiment, self.network, images, labels)
 
     def test(self, images, labels):
         """Returns what `common.test` measures. Turns dropout off."""
-        return common.test(self.model, images, labels, self.to_batch)
+        return common.test(self.experiment, self.model, images, labels)

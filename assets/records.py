@@ -10,13 +10,12 @@ import json
 from itertools import groupby
 
 from assets import ASSETS
-from common import TAGS, RunError, summarize, write
+from common import DEFAULTS, RunError, summarize, write
+from common import SETTINGS as ALL_SETTINGS
 
 RUN_KEY = ("experiment", "variant", "dataset", "digits", "limit", "seed")  # what tells runs apart
-SETTINGS = ("mean", "std", "fill", "transformer", "optimizer", "max_grad_norm", "batch_size")  # that every run has
+SETTINGS = tuple(name for name in ALL_SETTINGS if name not in RUN_KEY)  # what defines a run beyond that
 FACTS = ("title", "epochs", "cpu", "torch")  # what else is kept of a run
-LEFT_OUT = ("stop_on_collapse", "data_dir", "device", "threads", "python", "torchvision", "numpy", "history")
-LEFT_OUT += tuple(summarize([]))
 SCALARS = ("train/loss", "test/accuracy", "stn/scale", "stn/inside")  # that every epoch has
 TEXTS = ("variant", "dataset", "digits", "transformer", "optimizer", "title", "cpu", "torch")
 
@@ -92,16 +91,14 @@ def run_sort_key(row):
 
 
 def settings_of(run):
-    """What defines a run beyond its key: `SETTINGS`, and whatever else it has that is no fact and no outcome."""
-    others = {name: run[name] for name in run if name not in (*RUN_KEY, *FACTS, *LEFT_OUT)}
-    return {name: run[name] for name in SETTINGS} | others
+    """What defines a run beyond its key: `SETTINGS`; one that it is older than has its default."""
+    return {name: run.get(name, DEFAULTS.get(name)) for name in SETTINGS}
 
 
 def setting_differences(run, before):
-    """The settings in which a run differs from what it was before, as texts; one that is missing is None."""
+    """The settings in which a run differs from what it was before, as texts."""
     new, old = settings_of(run), settings_of(before)
-    names = dict.fromkeys([*new, *old])
-    return [f"{name} was {old.get(name)}, is {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+    return [f"{name} was {old[name]}, is {new[name]}" for name in SETTINGS if old[name] != new[name]]
 
 
 # ------------------------------------------------------------------------------------------------ runs.csv, results.csv
@@ -110,32 +107,29 @@ def setting_differences(run, before):
 def read_runs(assets=ASSETS):
     """Returns all runs of runs.csv, each a dict of its columns, of what `common.summarize` says, and of "history".
 
-    That is a list of dicts of results.csv, with "epoch" and all of `common.TAGS`. The numbers of experiments are int, 3
+    That is a list of dicts of results.csv, with "epoch" and its other columns. The numbers of experiments are int, 3
     for classification_experiment_3; a variant is a text, or None.
     """
     histories = {}
     for key, rows in groupby(read_table(assets / "results.csv"), key=run_key):
-        rows = [{name: row[name] for name in row if name not in RUN_KEY} for row in rows]
-        histories[key] = [dict.fromkeys(TAGS) | row for row in rows]
-    runs = [run | {"history": histories[run_key(run)]} for run in read_table(assets / "runs.csv")]
+        histories[key] = [{name: row[name] for name in row if name not in RUN_KEY} for row in rows]
+    runs = read_table(assets / "runs.csv")
+    runs = [run | settings_of(run) | {"history": histories[run_key(run)]} for run in runs]
     return [run | summarize(run["history"]) for run in runs]
 
 
 def write_runs(runs, assets=ASSETS):
     """Writes runs, as `read_runs` returns them, sorted, into both files, or into neither.
 
-    A scalar, or a setting that not every run has, is a column once a run has a value of it.
+    What any run has measured is a column of results.csv.
     """
     runs = sorted(runs, key=run_sort_key)
     rows = [key_columns(run, row["epoch"]) | six_digits(row) for run in runs for row in run["history"]]
-    recorded = {name for row in rows for name, value in row.items() if value is not None}
-    tags = [tag for tag in dict.fromkeys([*TAGS, *(name for row in rows for name in row)]) if tag in recorded]
-    given = [name for run in runs for name, value in settings_of(run).items() if value is not None]
-    settings = dict.fromkeys([*SETTINGS, *given])
+    columns = dict.fromkeys(name for row in rows for name in row)
     replace_files(
         {
-            assets / "results.csv": format_table(dict.fromkeys([*RUN_KEY, "epoch", *tags]), rows),
-            assets / "runs.csv": format_table([*RUN_KEY, *settings, *FACTS], runs),
+            assets / "results.csv": format_table(columns, rows),
+            assets / "runs.csv": format_table([*RUN_KEY, *SETTINGS, *FACTS], [run | settings_of(run) for run in runs]),
         }
     )
 
@@ -172,9 +166,10 @@ def read_folder(folder):
     try:
         told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         run = {"data_dir": "data"} | told | {"experiment": int(told["experiment"].rpartition("_")[2])}
-        missing = [name for name in (*RUN_KEY, *SETTINGS, *FACTS, "epoch") if name not in run]
-        run |= {name: parse_cell(name, format_cell(run[name])) for name in ("variant", *settings_of(run))}
-        history = [dict.fromkeys(TAGS) | row for row in read_table(folder / "metrics.csv")][: run["epoch"]]
+        missing = [name for name in (*RUN_KEY, *SETTINGS, *FACTS, "epoch") if name not in (run | DEFAULTS)]
+        run |= {name: parse_cell(name, format_cell(value)) for name, value in settings_of(run).items()}
+        run["variant"] = format_cell(run["variant"]) or None
+        history = read_table(folder / "metrics.csv")[: run["epoch"]]
         if len(history) < run["epoch"]:
             raise ValueError(f"metrics.csv has {len(history)} of {run['epoch']} epochs")
         missing += [name for name in ("epoch", *SCALARS) if any(row.get(name) is None for row in history)]

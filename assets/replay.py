@@ -73,7 +73,7 @@ def replay(folder, epoch):
     run, groups = saved.run, saved.optimizer.param_groups
     if type(saved.optimizer) is not torch.optim.SGD or any(group["momentum"] for group in groups):
         raise RunError(f"{folder} is a run of {run['optimizer']}, whose state is not saved: give one of plain SGD")
-    if run.get("scheduler"):
+    if run["scheduler"]:
         raise RunError(f"{folder} is a run with {run['scheduler']}, whose state is not saved: give one without")
     first = max(0, (epoch - 2) // common.FIGURE_EVERY * common.FIGURE_EVERY)
     saved.load(first)

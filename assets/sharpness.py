@@ -78,7 +78,7 @@ def set_weights(model, weights):
             parameter.copy_(part.view_as(parameter))
 
 
-def loss_gradient(model, images, labels, to_batch):
+def loss_gradient(model, images, labels, normalize):
     """Returns the gradient of the mean loss on images, as a function of the localization net's weights (n,).
 
     It takes and returns float64 numpy arrays; the network computes in its own precision. Sets the network's weights.
@@ -89,7 +89,7 @@ def loss_gradient(model, images, labels, to_batch):
         set_weights(model, weights)
         total = torch.zeros(len(weights), dtype=parameters[0].dtype)
         for part, part_labels in zip(images.split(256), labels.split(256), strict=True):
-            loss = F.cross_entropy(model(to_batch(part)), part_labels, reduction="sum") / len(images)
+            loss = F.cross_entropy(model(normalize(part)), part_labels, reduction="sum") / len(images)
             # experiment 18's loss does not depend on these weights
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
             total += torch.cat([gradient.flatten() for gradient in gradients])
@@ -126,7 +126,7 @@ def measure(folder, every=1):
         saved.load(epoch)
         figures = saved.test(images, labels)  # it turns dropout off
         weights = torch.cat([weights.detach().flatten() for weights in model.stn.parameters()]).double().numpy()
-        gradient = loss_gradient(model, images, labels, saved.to_batch)
+        gradient = loss_gradient(model, images, labels, saved.experiment.normalize)
         rows = []
         for step in STEPS:
             *values, vector = eigenvalues(gradient, weights, step)

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import common
 import stn
 from assets import ASSETS, Command
-from assets.rebuild import ROOT, SavedRun, read_calls
+from assets.rebuild import ROOT, SavedRun
 from assets.records import add_rows, key_columns
 
 IMAGES, DRAWN, LOSS = 400, 4, 0.1  # images, how many of them at all shifts, and over which loss
@@ -45,9 +46,9 @@ def compare(folder, epoch):
     saved.load(epoch)
     model = saved.model.eval()
     _, (images, labels) = saved.canvases()
-    images, labels = saved.to_batch(images[:IMAGES]), labels[:IMAGES]
+    images, labels = saved.experiment.normalize(images[:IMAGES]), labels[:IMAGES]
     theta = model.stn.theta(images).detach()
-    smoothed = read_calls(ROOT / "classification_experiment_15.py")[0]["transformer"]
+    smoothed = common.read_script(ROOT / "classification_experiment_15.py")[0].transformer
     kinds = (stn.SpatialTransformer, smoothed)
     samplers = [kind(images.shape[-1], out_size=28, fill=saved.run["fill"]) for kind in kinds]
     unshifted, _ = shifted_losses(model, samplers[0], images, labels, theta, 0.0)

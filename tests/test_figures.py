@@ -7,7 +7,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 from conftest import ROOT
-from made_up import key, run
+from made_up import TAGS, key, run
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -20,9 +20,7 @@ def history(*epochs):
     """A history of (train loss, scale, inside, spread), an epoch each."""
     names = ("train/loss", "stn/scale", "stn/inside", "stn/spread")
     return [
-        dict.fromkeys(common.TAGS, 0.5)
-        | {"epoch": i, "test/accuracy": 50 + i / 10}
-        | dict(zip(names, scalars, strict=True))
+        dict.fromkeys(TAGS, 0.5) | {"epoch": i, "test/accuracy": 50 + i / 10} | dict(zip(names, scalars, strict=True))
         for i, scalars in enumerate(epochs, start=1)
     ]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, run
+from conftest import ROOT, experiment, run
 from scipy.sparse.linalg import ArpackNoConvergence
 from torch import nn
 
@@ -184,11 +184,10 @@ def test_what_is_measured_of_a_limited_step_is_of_its_whole_batch():
     (images, labels), _, _ = common.load_canvases("cluttered", "nowhere", "embedded", 384)
     steps = []
     for max_motion in (None, 1000):  # which limits nothing
-        torch.manual_seed(0)
-        model = stn.STNClassifier()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        steps.append(replay.record(model, optimizer))
-        common.train(model, optimizer, images, labels, lambda batch: batch.float() / 255, None, max_motion)
+        limited = experiment(mean=0, std=1, max_motion=max_motion)
+        network = common.make_network(limited)
+        steps.append(replay.record(network.model, network.optimizer))
+        common.train(limited, network, images, labels)
     assert steps[0] == steps[1]
 
 
@@ -336,7 +335,7 @@ def test_the_sharpness_of_a_network_is_that_of_autograds_hessian():
         return F.cross_entropy(torch.func.functional_call(model, own, images), labels)
 
     values = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, weights))
-    gradient = sharpness.loss_gradient(model, images, labels, to_batch=lambda batch: batch)
+    gradient = sharpness.loss_gradient(model, images, labels, normalize=lambda batch: batch)
     largest, _, residual, vector = sharpness.eigenvalues(gradient, weights.numpy(), 0.001)
     assert largest == pytest.approx(values.max().item(), rel=0.01) and residual < 0.03
     curvature = sharpness.curvature(lambda place: loss(torch.from_numpy(place)).item(), weights.numpy(), 0.001 * vector)
@@ -422,11 +421,12 @@ def test_the_steps_of_a_hand_over_are_those_of_a_run(folder):
     other.load(1)
     train_set, _ = saved.canvases()
     torch.manual_seed(5)
-    steps = hand_over.descend(saved.model, (0.01, 0.01), *train_set, saved.to_batch)
+    steps = hand_over.descend(saved.model, (0.01, 0.01), *train_set, saved.experiment.normalize)
     for _ in range(6):
         next(steps)
     torch.manual_seed(5)
-    common.train(other.model, torch.optim.SGD(other.model.parameters(), lr=0.01), *train_set, other.to_batch)
+    sgd = torch.optim.SGD(other.model.parameters(), lr=0.01)
+    common.train(other.experiment, common.Network(other.model, sgd, None), *train_set)
     assert all(map(torch.equal, saved.model.parameters(), other.model.parameters()))
 
 

@@ -98,7 +98,7 @@ def test_runs_that_differ_by_their_seed_alone_are_a_group():
         {"transformer": "class Squashed"},
         {"max_grad_norm": 1},
         {"max_motion": 0.1},
-        {"knob of tomorrow": 3},
+        {"penalty": "a distance"},
         {"dataset": "mnist"},
         {"digits": "embedded"},
         {"limit": 600},
