@@ -620,9 +620,9 @@ def load_state(path):
     try:
         return torch.load(data, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damage leads to
-        whole = zipfile.is_zipfile(data) and zipfile.ZipFile(data).testzip() is None
-        fault = f"holds more than numbers ({one_line(error)})" if whole else "is damaged"
-        raise RunError(f"{path} {fault}: put a whole one there, or remove the folder to start afresh") from error
+        if zipfile.is_zipfile(data) and zipfile.ZipFile(data).testzip() is None:
+            raise RunError(f"{path} holds what torch does not load, such as numpy's numbers: use Python's") from error
+        raise RunError(f"{path} is damaged: put a whole one there, or remove the folder to start afresh") from error
 
 
 def count_frames(path):
@@ -651,8 +651,8 @@ class RunFolder:
         self.lock = FileLock(path / ".lock", timeout=0)
 
     def __enter__(self):
-        if not re.fullmatch(r"[\w.+-]+", self.path.name):
-            raise RunError(f"{self.path.name} is no name of a folder: the variant should be a number or a word")
+        if not re.fullmatch(r"[\w.+-]+", str(self.experiment.variant)):
+            raise RunError(f"the variant should be a number or a word, and is {self.experiment.variant!r}")
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file where the run's folder goes: remove it, or choose another --log-dir")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -947,7 +947,9 @@ def errors_in_one_line(folder, device):
     except OSError as error:
         sys.exit(f"{begin} {error}: mend this, and the same command goes on after epoch {len(folder.history)}")
     except RuntimeError as error:
-        if device == "cpu" or not re.search("(CUDA|HIP|cuDNN) error|no kernel image|out of memory", str(error)):
+        known = isinstance(error, (torch.AcceleratorError, torch.OutOfMemoryError))
+        known = known or re.search("(CUDA|HIP|cuDNN) error|no kernel image|out of memory", str(error))
+        if device == "cpu" or not known:
             raise
         sys.exit(f"{begin} {device} cannot be used: {one_line(error)}: mend this, or use --device cpu")
 

@@ -1,9 +1,16 @@
 """The study: its CSV files, and what makes tables, figures and pictures of them, as `python -m assets.NAME`."""
 
 import argparse
+import os
 from pathlib import Path
 
+os.environ["MPLBACKEND"] = "agg"  # a notebook's is not to be had elsewhere, and matplotlib cannot be imported with it
+
+import matplotlib
+
 from common import RunError
+
+matplotlib.rcdefaults()  # pictures do not depend on the user's matplotlibrc
 
 ASSETS = Path(__file__).parent
 

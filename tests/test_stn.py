@@ -1,10 +1,14 @@
 import math
+import re
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from stn import SpatialTransformer, STNClassifier, inside, scale, spread
 
@@ -292,3 +296,119 @@ def test_the_transformer_before_a_classifier_of_ones_own_learns_at_its_own_rate(
     assert transformer.fc_loc[-1].weight.grad.abs().max() > 0
     theta = transformer.theta(images)
     assert scale(theta).isfinite() and inside(theta, 32) > 0.9 and spread(theta) > 0
+
+
+# ------------------------------------------------------------------------------------------------- precision, and tools
+
+
+def pixels_off(transformer, images, theta, **autocast):
+    """How far from the right place each point is sampled, at most, in pixels: the images hold their own coordinates."""
+    with torch.autocast("cpu", **autocast):
+        sampled = transformer.sample(images, theta)
+    size = images.shape[-1]
+    grid = F.affine_grid(theta.double(), [len(theta), 1, *transformer.out_size], align_corners=False)
+    wanted = ((grid + 1) * size - 1).permute(0, 3, 1, 2) / 2
+    return (sampled.double() * size - wanted).abs().max().item()
+
+
+@pytest.mark.parametrize("size", [60, 224, 512])
+def test_under_autocast_points_are_sampled_where_they_should_be(size):
+    """A ramp in x and one in y, read where theta says; in bfloat16 a point would be up to a pixel off at 512."""
+    ramp = torch.arange(size).expand(size, size) / size
+    images = torch.stack([ramp, ramp.T]).expand(3, 2, size, size)
+    theta = torch.stack([0.5 * EYE, 0.4 * turn(30), 0.3 * EYE + torch.tensor([[0, 0, 0.31], [0, 0, -0.27]])])
+    transformer = SpatialTransformer(size, 57, channels=2)
+    assert pixels_off(transformer, images, theta, dtype=torch.bfloat16) < 0.01
+    assert pixels_off(transformer, images, theta, enabled=False) < 0.01
+
+
+def test_under_autocast_theta_is_as_precise_as_the_last_layers_weights():
+    transformer, images = moving(in_size=60), torch.rand(8, 1, 60, 60)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        theta, seen = transformer.theta(images), transformer(images)
+        assert torch.equal(transformer.sample(images, theta), seen)
+        for measure in (scale, inside, spread):
+            assert measure(theta) == measure(theta.clone())
+    assert theta.dtype == seen.dtype == torch.float32
+    assert (theta - transformer.theta(images)).abs().max() < 0.02  # the features before it are in 8 bits
+    assert len(theta.unique()) == theta.numel()  # not rounded to the few numbers of 8 bits near 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [60, 512])
+def test_in_half_of_the_precision_the_grid_is_still_in_the_whole_of_it(dtype, size):
+    transformer = moving(in_size=size, fill=-0.42).to(dtype)
+    images = torch.rand(4, 1, size, size).to(dtype)
+    theta = transformer.theta(images)
+    seen = transformer(images)
+    assert theta.dtype == seen.dtype == dtype and seen.isfinite().all()
+    wanted = SpatialTransformer(size, fill=transformer.fill.item()).sample(images.float(), theta.float())
+    assert torch.equal(seen, wanted.to(dtype))
+    assert inside(theta, size) == inside(theta.float(), size) and inside(theta, size).dtype == torch.float32
+
+
+def test_fill_is_one_value_or_one_a_channel():
+    fill = (-2.1, -2.0, -1.8)
+    away = torch.tensor([[1.0, 0, 9], [0, 1, 9]]).expand(2, 2, 3)
+    for given in (fill, list(fill), np.array(fill), torch.tensor(fill)):
+        transformer = SpatialTransformer(60, channels=3, fill=given)
+        sampled = transformer.sample(torch.rand(2, 3, 60, 60), away)
+        assert torch.allclose(sampled, torch.tensor(fill).view(3, 1, 1).expand(2, 3, 28, 28))
+    assert "fill" not in transformer.state_dict()  # weights of other versions load
+    each = SpatialTransformer(60, channels=3, fill=-2.1).sample(torch.rand(2, 3, 60, 60), away)
+    assert torch.allclose(each, torch.tensor(-2.1))
+    for wrong in (math.nan, math.inf, (0.1, 0.2), (0.1, math.nan, 0.2), ()):
+        with pytest.raises(ValueError, match=re.escape(f"fill is {wrong}, but should be")):
+            SpatialTransformer(60, channels=3, fill=wrong)
+
+
+def test_inside_needs_no_more_memory_for_more_images():
+    """The largest tensor that is made is that of 64 images; the value is that of all at once."""
+    largest = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            largest.append(out.numel() if torch.is_tensor(out) else 0)
+            return out
+
+    theta = maps(300, 0.5)
+    with Sizes():
+        value = inside(theta, 100)
+    assert max(largest) <= 64 * 100 * 100 * 3
+    grid = F.affine_grid(theta, [300, 1, 100, 100], align_corners=False)
+    assert value.item() == (grid.abs() <= 1).all(dim=-1).double().mean().float().item() and 0.1 < value < 0.9
+
+
+def test_numpys_whole_numbers_are_sizes():
+    transformer = SpatialTransformer(np.int64(60), out_size=(np.int32(20), np.uint8(30)), channels=np.int64(3))
+    assert transformer(torch.rand(2, 3, 60, 60)).shape == (2, 3, 20, 30)
+    for wrong in (np.float64(60), 60.0, "60", np.int64(0), (60, 60, 1), None):
+        with pytest.raises(ValueError, match="a size is .*, but should be a side in pixels or"):
+            SpatialTransformer(wrong)
+
+
+def test_an_empty_batch_passes_through():
+    model = STNClassifier(60)
+    images = torch.rand(0, 1, 60, 60)
+    assert model.stn.theta(images).shape == (0, 2, 3) and model.stn(images).shape == (0, 1, 28, 28)
+    assert model.eval()(images).shape == (0, 10)
+
+
+def test_torch_fx_traces_the_network():
+    model = STNClassifier(60).eval()
+    torch.nn.init.normal_(model.stn.fc_loc[-1].weight, std=0.1)
+    images = torch.rand(5, 1, 60, 60)
+    traced = torch.fx.symbolic_trace(model)
+    assert torch.equal(traced(images), model(images))
+    with pytest.raises(ValueError, match="images are"):
+        traced(images[..., :30])
+    extractor = create_feature_extractor(model, {"stn.fc_loc": "theta", "classifier.7": "features"})
+    found = extractor(images)
+    assert torch.equal(found["theta"].view(-1, 2, 3), model.stn.theta(images)) and found["features"].shape == (5, 320)
+
+
+@pytest.mark.parametrize("out_size", [20, 16, (20, 40)])
+def test_the_classifier_takes_what_the_transformer_returns(out_size):
+    model = STNClassifier(60, transformer=partial(SpatialTransformer, out_size=out_size))
+    assert model(torch.rand(3, 1, 60, 60)).shape == (3, 10)

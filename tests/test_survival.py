@@ -253,20 +253,34 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_deleted(stopped, damage):
     assert files(stopped) == before
 
 
-@pytest.mark.parametrize("bytes_left, kept", [(2_000, 0), (20_000, 0), (100_000, 1), (259_000, 2)])
-def test_a_full_disk_is_one_line_and_the_last_checkpoint_loads(whole_run, stopped, bytes_left, kept):
-    """Full to the events, the figure, the weights or the checkpoint of the next epoch."""
+@pytest.mark.parametrize("name", ["figures/006.png", "weights/006.pt", "metrics.csv", "run.json", "checkpoint.pt"])
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_loads(whole_run, stopped, monkeypatch, name):
+    """Full from the moment in which a file of the next epoch is written."""
 
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, resource.RLIM_INFINITY))
+    def fill_up():
+        write = common.write
 
-    full = run(stopped.parent, "--limit=384", "--epochs=6", before=limit)
-    assert full.code == 1 and full.err.count("\n") == 1, full.err
-    assert "File too large" in full.err and "the same command goes on after epoch 5" in full.err
-    written = [(stopped / name).exists() for name in ("figures/006.png", "weights/006.pt")]
-    assert sum(written) == kept and torch.load(stopped / "checkpoint.pt", weights_only=True)["epoch"] == 5
+        def full(path, data):
+            if path == stopped / name:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+            write(path, data)
+
+        monkeypatch.setattr(common, "write", full)
+
+    ended = run(stopped.parent, "--limit=384", "--epochs=6", before=fill_up)
+    assert ended.code == 1 and ended.err.count("\n") == 1, ended.err
+    assert "File too large" in ended.err and "the same command goes on after epoch 5" in ended.err
+    assert torch.load(stopped / "checkpoint.pt", weights_only=True)["epoch"] == 5
     assert run(stopped.parent, *SEVEN).code == 0
     assert result(stopped) == result(whole_run.folder)
+
+
+def test_a_disk_that_is_full_for_the_events_is_one_line(stopped):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+
+    ended = run(stopped.parent, "--limit=384", "--epochs=6", before=limit)
+    assert ended.code == 1 and ended.err.count("\n") == 1 and "File too large" in ended.err, ended.err
 
 
 def test_a_file_where_a_folder_should_be_is_one_line(log_dir):
