@@ -262,7 +262,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_loads(whole_run, stoppe
 
         def full(path, data):
             if path == stopped / name:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (400, resource.RLIM_INFINITY))
             write(path, data)
 
         monkeypatch.setattr(common, "write", full)
