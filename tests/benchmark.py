@@ -1,8 +1,9 @@
-"""How long an epoch of training takes, beside the loop that everybody writes: python tests/benchmark.py
+"""How long an epoch of training takes, beside the loop that everybody writes, and limited: python tests/benchmark.py
 
-Both train the same network on the same canvases, in turn, in one process; the ratio is taken pair by pair, so that it
-holds where the machine's speed drifts. The setting of glibc's allocator that `common.py` makes when it is imported
-serves both loops; without it the reference would be slower yet.
+All train the same network on the same canvases, in turn, in one process; ratios are taken round by round, so that they
+hold where the machine's speed drifts. The setting of glibc's allocator that `common.py` makes when it is imported
+serves all; without it the reference would be slower yet. The limit is on 16 of a batch's 64 images: one that shortens
+no step, and one that shortens every step.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import statistics
 import sys
 import time
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -42,64 +44,75 @@ def reference_epoch(model, optimizer, loader, device):
     return total / len(loader.dataset)
 
 
-def measure(device, count, pairs):
-    """Returns the seconds of `pairs` epochs of `count` images of the reference, and of this project's as many."""
-    (images, labels), _, _ = common.load_canvases("cluttered", "data", "embedded", count)
-    to_batch = partial(common.normalize, peak=1, mean=MEAN, std=STD)
+LIMITS = {"this project": None, "limited, no step shortened": 1e6, "limited, all shortened": 1e-3}  # pixels
 
-    torch.manual_seed(0)
-    reference, project = STNClassifier().to(device), STNClassifier().to(device, memory_format=torch.channels_last)
-    project.load_state_dict(reference.state_dict())
-    dataset = TensorDataset(images.float(), labels)
+
+def measure(device, count, rounds):
+    """Returns the seconds of `rounds` epochs of `count` images, by what was timed: the reference, and `LIMITS`."""
+    (images, labels), _, _ = common.load_canvases("cluttered", "data", "embedded", count)
+    dataset = TensorDataset(images.float().div(255), labels)
     loader = DataLoader(dataset, batch_size=common.BATCH_SIZE, shuffle=True, num_workers=4)
     resident = images.to(device), labels.to(device)
-
-    for model in (reference, project):
-        model.eval()  # no dropout
+    experiment = common.Experiment(
+        name="benchmark",
+        title="",
+        mean=MEAN,
+        std=STD,
+        make_optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.01),
+        epochs=1,
+    )
+    reference = STNClassifier().to(device)
+    reference.load_state_dict(common.make_network(experiment).model.state_dict())
+    project = common.make_network(experiment, device).model.eval()  # no dropout
     for index in torch.arange(640, device=device).split(common.BATCH_SIZE):
         batch, target = resident[0][index], resident[1][index]
         losses = [
-            F.cross_entropy(m(x), target) for m, x in ((reference, (batch - MEAN) / STD), (project, to_batch(batch)))
+            F.cross_entropy(model(x), target)
+            for model, x in (
+                (reference.eval(), (batch / 255 - MEAN) / STD),
+                (project, experiment.normalize(batch)),
+            )
         ]
         torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
 
-    def sgd(model):
-        return torch.optim.SGD(model.parameters(), lr=0.01)
-
-    loops = (
-        partial(reference_epoch, reference, sgd(reference), loader, device),
-        partial(common.train, project, sgd(project), *resident, to_batch),
-    )
-    seconds = [], []
-    for _ in range(pairs + 1):
-        for loop, times in zip(loops, seconds, strict=True):
+    loops = {
+        "reference loop": partial(
+            reference_epoch, reference, torch.optim.SGD(reference.parameters(), lr=0.01), loader, device
+        )
+    }
+    for what, pixels in LIMITS.items():
+        limited = replace(experiment, max_motion=pixels)
+        loops[what] = partial(common.train, limited, common.make_network(limited, device), *resident)
+    seconds = {what: [] for what in loops}
+    for _ in range(rounds + 1):
+        for what, loop in loops.items():
             start = time.perf_counter()
             loop()
-            times.append(time.perf_counter() - start)
-    return [times[1:] for times in seconds]  # the first pair is the warm-up
+            seconds[what].append(time.perf_counter() - start)
+    return {what: times[1:] for what, times in seconds.items()}  # the first round is the warm-up
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5, help="epochs of each loop, after one of each to warm up")
+    parser.add_argument("--rounds", type=int, default=5, help="epochs of each, after one of each to warm up")
     parser.add_argument("--images", type=int, default=60000, help="images an epoch")
-    parser.add_argument("--markdown", action="store_true", help="print the table for the README")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     args = parser.parse_args()
 
-    lines = [("device", "seconds an epoch", "median", "min", "max")]
+    lines = [("device", "", "seconds an epoch", "min", "max", "over this project")]
     for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]:
         name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-        reference, project = measure(device, args.images, args.pairs)
-        ratios = [a / b for a, b in zip(reference, project, strict=True)]
-        for what, values in (("reference loop", reference), ("this project", project), ("ratio", ratios)):
-            figures = (statistics.median(values), min(values), max(values))
+        seconds = measure(device, args.images, args.rounds)
+        for what, values in seconds.items():
+            ratio = statistics.median(a / b for a, b in zip(values, seconds["this project"], strict=True))
+            figures = (statistics.median(values), min(values), max(values), ratio)
             lines.append((name, what, *(f"{value:.2f}" for value in figures)))
     if args.markdown:
-        lines.insert(1, ("---",) * 5)
+        lines.insert(1, ("---",) * 6)
     for line in lines:
-        print("| " + " | ".join(line) + " |" if args.markdown else "".join(cell.ljust(22) for cell in line))
+        print("| " + " | ".join(line) + " |" if args.markdown else "".join(cell.ljust(28) for cell in line))
     print(
-        f"\n{args.pairs} pairs of epochs of {args.images:,} images, in turn; torch {torch.__version__}, "
+        f"\nmedians of {args.rounds} epochs of {args.images:,} images, in turn; torch {torch.__version__}, "
         f"Python {platform.python_version()}, {platform.system()}, {platform.machine()}"
     )
 

@@ -74,6 +74,22 @@ def test_the_first_weights_of_two_seeds_differ_and_those_of_one_do_not(log_dir):
         assert all(torch.equal(state[key], fresh[key]) for key in state)
 
 
+def test_each_epoch_of_each_seed_is_shuffled_in_another_way(log_dir, monkeypatch):
+    """By what decides it: torch's seed as an epoch begins."""
+    train = common.train
+
+    def seeded(*args):
+        print("seed", torch.initial_seed())
+        return train(*args)
+
+    seeds = []
+    for seed in (0, 1, 12):
+        options = "--limit=384", "--epochs=3", "--dataset=mnist", f"--seed={seed}"
+        ended = run(log_dir, *options, before=lambda: monkeypatch.setattr(common, "train", seeded))
+        seeds += [int(line.split()[1]) for line in ended.out.splitlines() if line.startswith("seed ")]
+    assert seeds == [1, 2, 3, 10_001, 10_002, 10_003, 120_001, 120_002, 120_003]
+
+
 @pytest.mark.parametrize("dataset", ["mnist", "cluttered", "enlarged"])
 def test_a_canvas_and_its_label_are_those_of_one_digit(dataset, embedded):
     images, labels = embedded
