@@ -244,25 +244,35 @@ def plain(value):
 def source(thing):
     """The source of a function, or of what a class holds, on one line without comments."""
     if inspect.isclass(thing):  # by parts, since inspect finds no class of a script that is run by another program
-        bases = ", ".join(base.__name__ for base in thing.__bases__)
-        held = {name: member for name, member in vars(thing).items() if not hasattr(type, name) or callable(member)}
-        parts = [source(each) if inspect.isfunction(each) else f"{name} = {each!r}" for name, each in held.items()]
-        return " ".join([f"class {thing.__name__}({bases}):", *parts])
+        members = {k: v for k, v in vars(thing).items() if inspect.isfunction(v) or not k.startswith("__")}
+        held = [source(each) if inspect.isfunction(each) else f"{name} = {each!r}" for name, each in members.items()]
+        return " ".join([f"class {thing.__name__}({', '.join(base.__name__ for base in thing.__bases__)}):", *held])
     lines = inspect.getsource(thing).splitlines()
     return " ".join(" ".join(re.sub(r"(^|\s)# .*", "", line) for line in lines).split())
+
+
+def of_library(thing):
+    return (thing.__module__ or "builtins").partition(".")[0] in ("builtins", "stn", "torch", "torchvision")
 
 
 def describe(given):
     """What a script gave, as JSON has it: a class or function by its name, or its source where it is no library's."""
     if given is None or isinstance(given, (bool, int, float, str)):
         return given
+    if isinstance(given, (list, tuple)):
+        return str([describe(each) for each in given])
     if isinstance(given, partial):
         arguments = [*map(str, given.args), *(f"{name}={value}" for name, value in given.keywords.items())]
         return f"{describe(given.func)}({', '.join(arguments)})"
-    if not (inspect.isclass(given) or inspect.isroutine(given)):
+    if inspect.isclass(given):
+        own = [source(each) for each in given.__mro__ if not of_library(each)]
+        return " ".join(own) or given.__name__
+    if not inspect.isroutine(given):
         return describe(type(given))
-    library = (given.__module__ or "").partition(".")[0] in ("", "builtins", "stn", "torch", "torchvision")
-    return given.__name__ if library else source(given)
+    if of_library(given):
+        return given.__name__
+    bound = [*(given.__defaults__ or ()), *(cell.cell_contents for cell in given.__closure__ or ())]
+    return source(given) + (f" with {describe(bound)}" if bound else "")
 
 
 def parts(module, held, name=""):
@@ -290,12 +300,13 @@ def describe_optimizer(optimizer, model):
 
 
 def describe_scheduler(scheduler):
-    """Its class, and the arguments that it keeps under their names; None for None."""
+    """Its class, and the arguments that it keeps under their names, or as a list of them; None for None."""
     if scheduler is None:
         return None
     names = [name for name in inspect.signature(type(scheduler)).parameters if name not in ("optimizer", "last_epoch")]
-    kept = ", ".join(f"{name}={getattr(scheduler, name)}" for name in names if hasattr(scheduler, name))
-    return f"{type(scheduler).__name__}({kept})"
+    kept = {name: vars(scheduler).get(name, vars(scheduler).get(f"{name}s")) for name in names}
+    arguments = (f"{name}={describe(value)}" for name, value in kept.items() if value is not None)
+    return f"{type(scheduler).__name__}({', '.join(arguments)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,10 +376,12 @@ class Network(NamedTuple):
 
 
 FACTS = ("name", "title", "epochs")  # of the fields; a run that goes on may have others than it began with
-SETTINGS = [field.name.removeprefix("make_") for field in fields(Experiment) if field.name not in FACTS]
-SETTINGS = ("experiment", *SETTINGS, "batch_size")
-DEFAULTS = {field.name.removeprefix("make_"): field.default for field in fields(Experiment)}
-DEFAULTS = {name: describe(default) for name, default in DEFAULTS.items() if default is not MISSING}
+SETTINGS = (
+    "experiment",
+    *(f.name.removeprefix("make_") for f in fields(Experiment) if f.name not in FACTS),
+    "batch_size",
+)
+DEFAULTS = {f.name.removeprefix("make_"): describe(f.default) for f in fields(Experiment) if f.default is not MISSING}
 
 
 def make_network(experiment, device="cpu"):

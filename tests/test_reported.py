@@ -232,6 +232,41 @@ def test_a_comment_in_a_scripts_class_does_not_make_its_runs_anothers(log_dir, t
         assert run(log_dir, *SHORT, "--epochs=1", number=13, root=tmp_path / name).code == code, name
 
 
+CHANGES = {  # of a script, each of which makes its run another
+    "a base of the class": ("theta * 0.5", "theta * 0.25"),
+    "a number that the class holds": ("half = 2", "half = 3"),
+    "a default of the penalty": ("weight=0.1", "weight=0.2"),
+    "a schedule's function": ("0.9**epoch", "0.8**epoch"),
+}
+OWN = """
+from stn import SpatialTransformer
+
+class Base(SpatialTransformer):
+    def sample(self, images, theta):
+        return super().sample(images, theta * 0.5)
+
+class Own(Base):
+    half = 2
+
+run_experiment(
+    title="own", mean=0, std=1, epochs=1, transformer=Own,
+    make_optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.01),
+    make_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.9**epoch),
+    penalty=lambda theta, weight=0.1: weight * theta.square().mean(),
+)
+"""
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_of_its_own_a_script_changes_makes_its_run_another(log_dir, tmp_path, change):
+    assert run(log_dir, *SHORT, root=write_script(tmp_path / "scripts", OWN)).code == 0
+    assert run(log_dir, *SHORT, root=write_script(tmp_path / "scripts", OWN)).code == 0
+    old, new = CHANGES[change]
+    assert OWN.count(old) == 1
+    ended = run(log_dir, *SHORT, root=write_script(tmp_path / "scripts", OWN.replace(old, new)))
+    assert ended.code == 1 and "is another run's" in ended.err and ended.err.count("\n") == 1, ended.err
+
+
 @pytest.mark.parametrize("lost", [["metrics.csv"], ["run.json"], ["metrics.csv", "run.json"]])
 def test_the_tables_of_a_finished_run_are_written_again_where_they_are_lost(log_dir, lost):
     assert run(log_dir, *SHORT, "--epochs=2").code == 0

@@ -4,6 +4,7 @@ The numbers stand here as the design has them; none is read from the code that i
 """
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -191,7 +192,8 @@ def test_motion_is_that_of_every_sixteenth_step_on_its_batch_before_and_after_it
 
 def test_active_is_the_fraction_of_positive_hidden_units_over_images_and_units():
     _, (images, labels), _ = common.load_canvases("mnist", "nowhere", "embedded", 6 * 150)
-    model = common.make_network(experiment(dataset="mnist")).model
+    leaky = experiment(dataset="mnist", transformer=partial(stn.SpatialTransformer, slope=0.1))
+    model = common.make_network(leaky).model
     torch.nn.init.normal_(model.stn.fc_loc[0].bias)
     row = common.test(experiment(dataset="mnist"), model, images, labels)
     hidden = model.stn.fc_loc[0](model.stn.localization((images.float() / 255 - 0.1307) / 0.3081).flatten(1))
