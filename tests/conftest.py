@@ -112,6 +112,16 @@ def collapse(monkeypatch, epoch, back=None):
     monkeypatch.setattr(common, "train", looking_away)
 
 
+def pretend_gpu(monkeypatch):
+    """Lets torch believe that there is a GPU, which is the CPU under another name."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "made up")
+    monkeypatch.setattr(torch.nn.Module, "to", lambda model, *_, **__: model)
+    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, *args, **kw: x if "cuda" in args else to(x, *args, **kw))
+
+
 @pytest.fixture
 def log_dir(tmp_path):
     """An empty folder for run folders, with room beside it for what a run prints."""

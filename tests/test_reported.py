@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, experiment, files, finish, read_metrics, run, start
+from conftest import ROOT, experiment, files, finish, pretend_gpu, read_metrics, run, start
 from PIL import ImageFont
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -330,12 +330,7 @@ def test_of_errors_on_a_gpu_those_of_the_device_are_a_line_and_others_pass(log_d
     """The device is the CPU, under the name of a GPU."""
 
     def with_a_gpu():
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "made up")
-        monkeypatch.setattr(torch.nn.Module, "to", lambda model, *_, **__: model)
-        to = torch.Tensor.to
-        monkeypatch.setattr(torch.Tensor, "to", lambda x, *a, **k: x if "cuda" in a else to(x, *a, **k))
+        pretend_gpu(monkeypatch)
 
         def fail(*_):
             raise RuntimeError(message)
