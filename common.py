@@ -431,9 +431,9 @@ def train(experiment, network, images, labels):
             norms.append(clip_grad_norm_(model.parameters(), experiment.max_grad_norm))
         else:
             norms.append(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
-        measured_every = math.inf if step % MOTION_EVERY == 0 else None
+        no_limit = math.inf if step % MOTION_EVERY == 0 else None  # that measures and does nothing else
         with (
-            watch(model, batch, measured_every) as measured,
+            watch(model, batch, no_limit) as measured,
             watch(model, batch[:LIMIT_IMAGES], experiment.max_motion) as limited,
         ):
             optimizer.step()
