@@ -2,6 +2,7 @@
 were handed over to SGD."""
 
 import math
+import re
 from itertools import groupby, pairwise
 from statistics import median
 from types import SimpleNamespace
@@ -124,6 +125,73 @@ def failure_times(runs, **definition):
 
 def count_failed(runs, **definition):
     return sum(has_failed for _, has_failed in failure_times(runs, **definition))
+
+
+# ------------------------------------------------------------------------------- motion: fixed before experiment 19 ran
+
+ZOOMED_OUT = 1.1  # scale over which a run on plain digits has zoomed out
+SMALL, LARGE = 0.5, 1  # pixels: under the one a step is foretold to do no harm, over the other to lead to failure
+LONG = 40  # epochs from which on what became of a run is its own; of a shorter one that did not fail, its setting's
+FIRST_OF_NEW = 19  # experiment from which on runs are new to what was found on others
+
+
+def motion_epochs(run):
+    """The rows that a run's motion is taken from: five from the first with a test accuracy of 50 % or more.
+
+    Of a run that fails before it has those, the last five before it fails, or as many as there are.
+    """
+    end = run["failed"] - 1 if run["failed"] else len(run["history"])
+    first = reaches(run["history"], 50)
+    if first and first + 4 <= end:
+        return run["history"][first - 1 : first + 4]
+    return run["history"][max(0, end - 5) : end]
+
+
+def median_then(run, tag):
+    """The median of a scalar over `motion_epochs`, or None if it was not recorded then."""
+    values = [row.get(tag) for row in motion_epochs(run)]
+    return median(values) if values and None not in values else None
+
+
+def localization_rate(optimizer):
+    """The localization net's learning rate in what a run says of its optimizer, the largest if it has several."""
+    groups = optimizer.partition("(")[2].rstrip(")").split("; ")
+    own = [group for group in groups if " on " not in group or re.search(r"\bstn\b", group.partition(" on ")[2])]
+    return max(float(re.search(r"\blr=([^\s,]+)", group)[1]) for group in own)
+
+
+def fate(run):
+    """What became of a run, by what was fixed: "failed", "zoomed out", "one map" or "lasts"."""
+    if run["failed"] and run["failed"] <= 100:
+        return "failed"
+    last = run["history"][-3:]
+    if run["dataset"] == "mnist":
+        return "zoomed out" if last[-1]["stn/scale"] > ZOOMED_OUT else "lasts"
+    spreads = [row["stn/spread"] for row in last]
+    return "one map" if None not in spreads and max(spreads) < ONE_MAP else "lasts"
+
+
+def failure_chance(run, runs):
+    """0 or 1, whether a run collapsed, lost its solution or zoomed out; where it is short, the share of its setting's.
+
+    That is, of the longer runs with the same settings and data, if there are any, and it did not fail itself.
+    """
+    own = float(fate(run) in ("failed", "zoomed out"))
+    if own or len(run["history"]) >= LONG:
+        return own
+    setting = run["dataset"], run["limit"], settings_of(run)
+    alike = [other for other in runs if (other["dataset"], other["limit"], settings_of(other)) == setting]
+    longer = [float(fate(other) in ("failed", "zoomed out")) for other in alike if len(other["history"]) >= LONG]
+    return sum(longer) / len(longer) if longer else own
+
+
+def alarm(history):
+    """First epoch from the first with over 80 % on in which the median `inside` of the last five is under 0.81."""
+    first = next((i for i, row in enumerate(history) if row["test/accuracy"] > 80), len(history))
+    for i in range(first, len(history)):
+        if median(row["stn/inside"] for row in history[max(0, i - 4) : i + 1]) < 0.81:
+            return history[i]["epoch"]
+    return None
 
 
 # --------------------------------------------------------------------------------------------------------- measurements

@@ -545,6 +545,139 @@ def smoothing(rows):
     return markdown(columns, lines)
 
 
+# ------------------------------------------------------------------------------------------------- the two failures
+
+ADAM_FACTORIAL = {"neither": 9, "leaky": 19, "limited": 20, "leaky and limited": 21}
+SGD_FACTORIAL = {"neither": 1, "leaky": 23, "limited": 22, "leaky and limited": 24}
+DOSES = {"Adam 0.001": 26, "SGD 0.01, momentum 0.9": 35}  # all leaky
+
+
+def count(runs, *fates):
+    return f"{sum(study.fate(run) in fates for run in runs)} of {len(runs)}"
+
+
+def curvature_then(run, sharpness):
+    """The median curvature over 0.001 of a run in the epochs before it fails, or None if it was not measured."""
+    end = run["failed"] or math.inf
+    rows = [row for row in sharpness if run_key(row) == run_key(run) and 0 < row["epoch"] < end]
+    values = [row["curvature"] for row in rows if row["step"] == 0.001]
+    return median(values) if values else None
+
+
+def rivals(runs, sharpness):
+    """How well each figure ranks runs that fail above those that last, on old and on new settings, see `ranking`."""
+
+    def times_rate(run, figure):
+        return None if figure is None else study.localization_rate(run["optimizer"]) * figure
+
+    figures = {
+        "motion": lambda run: study.median_then(run, "stn/motion"),
+        "learning rate x gradient norm": lambda run: times_rate(run, study.median_then(run, "train/grad_norm")),
+        "learning rate x curvature": lambda run: times_rate(run, curvature_then(run, sharpness)),
+        "learning rate": lambda run: study.localization_rate(run["optimizer"]),
+    }
+    measured = [run for run in study.pick(runs, digits="full") if study.median_then(run, "stn/motion") is not None]
+    rows = []
+    for name, figure in figures.items():
+        cells = [name]
+        for new in (False, True):
+            judged = [run for run in measured if (run["experiment"] >= study.FIRST_OF_NEW) == new]
+            pairs = [(figure(run), study.failure_chance(run, runs)) for run in judged]
+            pairs = [pair for pair in pairs if pair[0] is not None]
+            cells.append(len(pairs))
+            if pairs:
+                area, low, high = survival.ranking(*zip(*pairs, strict=True))
+                cells.append(None if math.isnan(area) else f"{area:.2f} ({low:.2f} to {high:.2f})")
+            else:
+                cells.append(None)
+        rows.append(cells)
+    head = ["figure", "old settings: runs", "area under the curve", "new settings: runs", "area under the curve"]
+    return markdown(head, rows)
+
+
+def motion_band(run):
+    motion = study.median_then(run, "stn/motion")
+    if motion is None:
+        return None
+    return (
+        f"under {study.SMALL}" if motion < study.SMALL else f"over {study.LARGE}" if motion > study.LARGE else "between"
+    )
+
+
+def foretold(runs):
+    """What became of the runs whose steps move the region by more than a pixel, by less than half of one, and between.
+
+    Runs of under 40 epochs that did not fail count apart, with the number expected to by their setting's longer runs.
+    """
+    rows = []
+    measured = study.pick(runs, digits="full")
+    for band in (f"under {study.SMALL}", "between", f"over {study.LARGE}"):
+        for dataset in ("mnist", "cluttered", "enlarged"):
+            for optimizer in ("SGD", "Adam"):
+                some = [run for run in study.pick(measured, dataset=dataset) if motion_band(run) == band]
+                some = [run for run in some if run["optimizer"].startswith(optimizer)]
+                if not some:
+                    continue
+                cells = [band, digits_of(dataset), optimizer, len(some)]
+                cells += [sum(study.fate(run) == what for run in some) for what in ("failed", "zoomed out", "one map")]
+                cells.append(f"{sum(study.failure_chance(run, runs) for run in some):.1f}")
+                rows.append(cells)
+    head = ["motion, pixels", "digits", "optimizer", "runs", "failed", "zoomed out", "one map"]
+    return markdown([*head, "expected to fail or zoom out"], rows)
+
+
+def factorial(runs):
+    """Leaky and limited, alone and together, with Adam at 0.001 and with SGD at 0.01."""
+    rows = []
+    for optimizer, experiments in (("Adam 0.001", ADAM_FACTORIAL), ("SGD 0.01", SGD_FACTORIAL)):
+        for lines, experiment in experiments.items():
+            seeds = standard_runs(experiment, runs)
+            if not seeds:
+                continue
+            cells = [optimizer, lines, experiment, listed(dict.fromkeys(run["epochs"] for run in seeds))]
+            cells += [count(seeds, "failed"), count(seeds, "one map")]
+            cells += [middle_and_range(at_best(seeds, "test/accuracy"), 1), middle_and_range(over_last_10(seeds), 1)]
+            rows.append([*cells, epochs_to(90, seeds), epochs_to(95, seeds), middle(at_end(seeds, "stn/scale"))])
+    head = ["optimizer", "lines", "experiment", "epochs", "runs failed", "with one map", "best accuracy, %"]
+    return markdown([*head, "over the last 10 epochs, %", "epochs to 90 %", "to 95 %", "scale at the end"], rows)
+
+
+def dose(runs):
+    """Each limit of experiments 26 and 35: accuracy over epochs 11 to 20, and what the transformer does at the end."""
+    rows = []
+    for optimizer, experiment in DOSES.items():
+        for seeds in study.group(standard_runs(experiment, runs)):
+            late = [run["history"][10:20] for run in seeds]
+            cells = [optimizer, seeds[0]["max_motion"] or "none", count(seeds, "failed"), count(seeds, "one map")]
+            cells.append(listed(f"{median(row['test/accuracy'] for row in rows):.1f}" for rows in late))
+            for tag in ("stn/scale", "stn/spread"):
+                cells.append(listed(f"{run['history'][-1][tag]:.2f}" for run in seeds))
+            for tag in ("stn/motion", "stn/limited"):
+                cells.append(listed(f"{median(row[tag] for row in rows):.2g}" for rows in late))
+            rows.append([*cells, listed(study.reaches(run["history"], 90) for run in seeds)])
+    head = ["optimizer", "limit, pixels", "runs failed", "with one map", "accuracy in epochs 11 to 20, %, each seed"]
+    return markdown([*head, "scale at the end", "spread", "motion", "steps shortened", "epochs to 90 %"], rows)
+
+
+def alarms(runs):
+    """The alarm on new runs: whether it goes off before a run fails, and in runs that do not."""
+    rows = []
+    new = [run for run in study.pick(runs, **study.STANDARD) if run["experiment"] >= study.FIRST_OF_NEW]
+    for what, some in (
+        ("runs that failed after they had 80 %", [run for run in new if study.fate(run) == "failed"]),
+        ("other runs that had 80 %", [run for run in new if study.fate(run) != "failed"]),
+    ):
+        ahead, total = [], 0
+        for run in some:
+            history = run["history"][: run["failed"] - 1] if run["failed"] else run["history"]
+            if max((row["test/accuracy"] for row in history), default=0) > 80:
+                total += 1
+                epoch = study.alarm(history)
+                ahead += [] if epoch is None else [(run["failed"] or len(history)) - epoch]
+        rows.append([what, total, len(ahead), middle(ahead, 0)])
+    return markdown(["", "runs", "of them with an alarm", "epochs from it to the failure, or to the end"], rows)
+
+
 # --------------------------------------------------------------------------------------------------- into the two pages
 
 
@@ -553,6 +686,7 @@ def make_tables(assets=ASSETS):
     read = study.read_all(assets)
     of_runs = (results, all_results, drift, drift_test, afterwards, machines, cures, robustness, hazards, comparisons)
     tables = {function.__name__: function(read.runs) for function in (*of_runs, rates, clipped)}
+    tables |= {function.__name__: function(read.runs) for function in (foretold, factorial, dose, alarms)}
     of_replays = (failing_step, failing_step_count)
     return (
         tables
@@ -562,6 +696,7 @@ def make_tables(assets=ASSETS):
             "hand_over_order": hand_over_order(read.runs, read.handed_over, read.sharpness),
             "curvature_by_rate": curvature_by_rate(read.runs, read.sharpness),
             "smoothing": smoothing(read.shifted),
+            "rivals": rivals(read.runs, read.sharpness),
         }
     )
 

@@ -1,0 +1,167 @@
+"""By what the two failures are judged, as it was fixed before the runs: values of runs that nobody trained."""
+
+import math
+
+import numpy as np
+import pytest
+from made_up import LASTS, LOSES, OFF, WELL, history, key, run
+
+from assets import study, survival, tables
+
+RISING = [(2.0, 10.0 * i, 0.9) for i in range(1, 11)]  # 50 % in epoch 5
+
+
+def with_motion(rows, *motions):
+    """The rows with a motion each; the last of the motions for all that follow."""
+    padded = [*motions, *[motions[-1]] * (len(rows) - len(motions))]
+    return [row | {"stn/motion": motion} for row, motion in zip(rows, padded, strict=False)]
+
+
+def cells(table, *names):
+    """The rows of a Markdown table as lists of cells, without its head; those that begin with the names, if given."""
+    rows = [[cell.strip() for cell in line.strip("|\n ").split(" | ")] for line in table.splitlines()[2:]]
+    return [row for row in rows if tuple(row[: len(names)]) == names]
+
+
+def test_a_runs_motion_is_the_median_over_five_epochs_from_half_of_the_digits_right_on():
+    rows = with_motion(history(*RISING), 9, 9, 9, 9, 0.1, 0.5, 0.3, 0.2, 0.4, 9)
+    assert [row["epoch"] for row in study.motion_epochs(run(rows))] == [5, 6, 7, 8, 9]
+    assert study.median_then(run(rows), "stn/motion") == 0.3
+    older = [{name: value for name, value in row.items() if name != "stn/motion"} for row in rows]
+    assert study.median_then(run(older), "stn/motion") is None
+
+
+def test_of_a_run_that_fails_before_it_has_those_it_is_that_of_the_last_five_before():
+    slow = [(2.3, 11.0, 0.9)] * 8
+    rows = with_motion(history(*slow, *[OFF] * 92), 1, 2, 3, 4, 5, 6, 7, 8, 100)
+    assert run(rows)["failed"] == 9 and [row["epoch"] for row in study.motion_epochs(run(rows))] == [4, 5, 6, 7, 8]
+    assert study.median_then(run(rows), "stn/motion") == 6
+    soon = with_motion(history(*slow[:2], *[OFF] * 98), 1, 2, 100)
+    assert study.median_then(run(soon), "stn/motion") == 1.5  # as many as there are
+    cut_short = with_motion(history(*RISING[:7], *[OFF] * 93), *range(1, 8), 100)  # 50 % in epoch 5, failed in 8
+    assert study.median_then(run(cut_short), "stn/motion") == 5
+    assert study.median_then(run(history(*[OFF] * 100)), "stn/motion") is None  # failed in epoch 1
+
+
+@pytest.mark.parametrize(
+    "optimizer, rate",
+    [
+        ("SGD(lr=0.01)", 0.01),
+        ("Adam(lr=0.001)", 0.001),
+        ("SGD(lr=0.0003, momentum=0.9 on stn; lr=0.01, momentum=0.9 on classifier)", 0.0003),
+        ("SGD(lr=0.01 on classifier; lr=0.002 on stn)", 0.002),
+        ("SGD(lr=0.0009 on stn.localization.0.weight, classifier.0.weight; lr=0.01 on stn.fc_loc)", 0.01),
+    ],
+)
+def test_the_localization_nets_rate_is_read_from_the_optimizer(optimizer, rate):
+    assert study.localization_rate(optimizer) == rate
+
+
+def test_what_became_of_a_run():
+    last = [{"stn/spread": 0.009}] * 3
+    one_map = [*LASTS[:97], *(row | spread for row, spread in zip(LASTS[97:], last, strict=True))]
+    almost = [*one_map[:97], one_map[97] | {"stn/spread": 0.011}, *one_map[98:]]
+    out = [*LASTS[:99], LASTS[99] | {"stn/scale": 1.11}]
+    assert study.fate(run(LASTS)) == "lasts" and study.fate(run(LOSES)) == "failed"
+    assert study.fate(run(one_map)) == "one map" and study.fate(run(almost)) == "lasts"
+    assert study.fate(run(one_map, dataset="mnist")) == "lasts"  # plain digits need no following
+    assert study.fate(run(out, dataset="mnist")) == "zoomed out" and study.fate(run(out)) == "lasts"
+    late = run(history(*[WELL] * 120, *[OFF] * 30))
+    assert late["failed"] == 121 and study.fate(late) == "lasts"  # within 100 epochs
+
+
+def test_of_a_short_run_that_did_not_fail_its_settings_share_counts():
+    longer = [run(LASTS, seed=0), run(LOSES, seed=1), run(LOSES, seed=2), run(LOSES, seed=3)]
+    short = run(LASTS[:20], experiment=17, variant="0.01", epochs=20)
+    other = run(LOSES, seed=4, max_motion=0.1)  # of another setting
+    assert study.failure_chance(short, [*longer, short, other]) == 0.75
+    assert study.failure_chance(short, [short, other]) == 0
+    failed = run(history(*[WELL] * 9, *[OFF] * 11), experiment=17, epochs=20)
+    assert study.failure_chance(failed, [*longer, failed]) == 1 and study.failure_chance(longer[0], longer) == 0
+
+
+def test_the_alarm_goes_off_where_the_median_inside_of_five_epochs_is_under_its_bound_after_80_percent():
+    def rows(*insides, accuracy=85.0):
+        return history(*[(1.0, accuracy, inside) for inside in insides])
+
+    assert study.alarm(rows(0.9, 0.9, 0.9, 0.8, 0.8, 0.8, 0.9)) == 6
+    assert study.alarm(rows(0.9, 0.9, 0.81, 0.81, 0.81, 0.81)) is None
+    assert study.alarm(rows(*[0.5] * 9, accuracy=80.0)) is None
+    assert study.alarm([*rows(0.5, 0.5, 0.5, accuracy=79.0), rows(*[0.9] * 3, 0.9)[3]]) == 4  # of the last five
+
+
+def test_ranking_is_the_area_under_the_curve():
+    area, low, high = survival.ranking([1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 1, 1])
+    assert area == 1 and low == high == 1
+    area, low, high = survival.ranking([1, 2, 3, 4], [0, 1, 0, 1])
+    assert area == 0.75 and low < 0.75 <= high  # three of four pairs
+    assert survival.ranking([1, 1], [0, 1])[0] == 0.5
+    assert survival.ranking([1, 2, 3], [0, 0.5, 1])[0] == pytest.approx(area_of([1, 2, 3], [0, 0.5, 1]))
+    assert all(map(math.isnan, survival.ranking([1, 2], [0, 0])))
+    rng = np.random.default_rng(1)
+    chance = survival.ranking(rng.random(80), rng.random(80) < 0.5)
+    assert chance[1] < 0.5 < chance[2] and 0.1 < chance[2] - chance[1] < 0.4
+
+
+def area_of(figures, chances):
+    """By the definition: of all pairs of one that fails and one that lasts, weighed by how far each does."""
+    pairs = [
+        (p * (1 - q), 1.0 if x > y else 0.5 if x == y else 0.0)
+        for x, p in zip(figures, chances, strict=True)
+        for y, q in zip(figures, chances, strict=True)
+    ]
+    return sum(weight * above for weight, above in pairs) / sum(weight for weight, _ in pairs)
+
+
+def made_up_study():
+    """Runs whose motion decides and whose learning rate does not, old settings and new."""
+    runs = []
+    for experiment in (1, 24):
+        for seed in range(6):
+            fails = seed % 2 == 1
+            rows = with_motion(LOSES if fails else LASTS, 2.0 + seed if fails else 0.1 + seed / 100)
+            runs.append(run(rows, experiment=experiment, seed=seed, max_motion=None if experiment == 1 else 0.1))
+    return runs
+
+
+def test_the_table_of_rivals_ranks_each_figure_on_old_and_new_settings_apart():
+    rows = {row[0]: row[1:] for row in cells(tables.rivals(made_up_study(), []))}
+    assert rows["motion"] == ["6", "1.00 (1.00 to 1.00)"] * 2
+    assert [rows["learning rate"][i][:4] for i in (1, 3)] == ["0.50"] * 2 and rows["learning rate"][0] == "6"
+    assert rows["learning rate x curvature"] == ["0", "-"] * 2
+    first = made_up_study()[1]
+    curvature = [key(first, epoch=20, step=0.001, curvature=300.0), key(first, epoch=60, step=0.001, curvature=1e9)]
+    assert tables.curvature_then(first, curvature) == 300  # it fails in epoch 51
+
+
+def test_the_table_of_what_was_foretold_counts_by_bands_of_motion():
+    rows = cells(tables.foretold(made_up_study()))
+    assert rows == [
+        ["under 0.5", "cluttered", "SGD", "6", "0", "0", "0", "0.0"],
+        ["over 1", "cluttered", "SGD", "6", "6", "0", "0", "6.0"],
+    ]
+
+
+def test_the_tables_of_doses_and_of_lines_count_what_their_runs_did():
+    doses = [
+        run(with_motion(LASTS[:20], 0.1), experiment=26, variant="0.1", seed=seed, max_motion=0.1, epochs=20)
+        for seed in (0, 1)
+    ]
+    doses += [run(LASTS[:20], experiment=26, variant="unlimited", epochs=20)]
+    limited, free = cells(tables.dose(doses))
+    assert limited[:5] == ["Adam 0.001", "0.1", "0 of 2", "0 of 2", "90.0, 90.0"] and limited[7] == "0.1, 0.1"
+    assert free[1] == "none"
+    factorial = cells(tables.factorial([run(LOSES, experiment=1, seed=0), run(LASTS, experiment=24)]))
+    assert [row[:6] for row in factorial] == [
+        ["SGD 0.01", "neither", "1", "100", "1 of 1", "0 of 1"],
+        ["SGD 0.01", "leaky and limited", "24", "100", "0 of 1", "0 of 1"],
+    ]
+
+
+def test_the_table_of_alarms_counts_new_runs_that_had_80_percent():
+    warned = history(*[WELL] * 30, *[(1.0, 85.0, 0.7)] * 20, *[OFF] * 50)
+    runs = [run(warned, experiment=24, seed=0), run(warned, experiment=1), run(LASTS, experiment=24, seed=1)]
+    runs.append(run(history(*[WELL] * 30, *[(1.0, 85.0, 0.7)] * 70), experiment=24, seed=2))
+    failed, others = cells(tables.alarms(runs))
+    assert failed[1:] == ["1", "1", "18"]  # from epoch 33 to 51
+    assert others[1:3] == ["2", "1"]
