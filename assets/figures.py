@@ -20,7 +20,7 @@ from matplotlib.patches import Patch, Polygon, Rectangle
 from PIL import Image
 
 from assets import ASSETS, Command, study
-from assets.records import read_table, run_key, weights_key
+from assets.records import read_table, run_key, run_sort_key, weights_key
 from assets.tables import data_suffix, digits_of, make_tables, rate_head, steps_of, with_tables
 from common import SIDES, collapsed, lost_solution, outlines, write
 
@@ -612,6 +612,33 @@ def law(read):
     return figure
 
 
+FATES = ("failed", "zoomed out", "one map", "lasts")  # from the bottom to the top
+
+
+def motion(read):
+    """What became of each run over its motion, a point a run, a colour an optimizer, a marker an image size."""
+    runs = [run for run in read.runs if study.median_then(run, "stn/motion") is not None]
+    require(motion_of_runs=runs)
+    colors = {"SGD": BLUE, "SGD, momentum": "#CC79A7", "Adam": VERMILION}
+    figure = Figure(figsize=(WIDTH, 2.8))
+    axes = figure.subplots()
+    shift = np.random.default_rng(0).uniform(-0.28, 0.28, len(runs))  # so that runs at one place are seen
+    for run, up in zip(sorted(runs, key=run_sort_key), shift, strict=True):
+        optimizer = run["optimizer"].partition("(")[0] + ", momentum" * ("momentum" in run["optimizer"])
+        style = {"color": colors[optimizer], "marker": DATASETS[run["dataset"]][1]}
+        axes.plot(study.median_then(run, "stn/motion"), FATES.index(study.fate(run)) + up, alpha=0.7, **style)
+    for pixels in (study.SMALL, study.LARGE):
+        axes.axvline(pixels, color="black", linewidth=0.8, linestyle=":")
+    axes.set(xscale="log", xlabel="motion of a step (pixels of the input)", ylim=(-0.5, len(FATES) - 0.5))
+    axes.set_yticks(range(len(FATES)), FATES)
+    handles = [Line2D([], [], color=color, linewidth=4, label=name) for name, color in colors.items()]
+    for dataset, (_, marker) in DATASETS.items():
+        label = f"{SIDES[dataset]} x {SIDES[dataset]}"
+        handles.append(Line2D([], [], color="black", linestyle="", marker=marker, label=label))
+    figure.legend(handles=handles, loc="outside upper center", ncols=6)
+    return figure
+
+
 def hand_over(read):
     """Each solution that was handed over to SGD, step by step, a line a shuffle, four solutions in a row."""
     require(hand_over=read.handed_over)
@@ -680,6 +707,7 @@ FIGURES = {
     "classification_experiment_2_vs_1.png": lambda read: compare(read, 1, 2),
     "classification_experiment_3_vs_2.png": lambda read: compare(read, 2, 3),
     "cures.png": cures,
+    "motion.png": motion,
     "why.png": why,
     "law.png": law,
     "hand_over.png": hand_over,
