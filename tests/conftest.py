@@ -29,6 +29,7 @@ def start(log_dir, *options, number=1, before=lambda: None, root=ROOT):
             file = open(log_dir.parent / name, "w")
             os.dup2(file.fileno(), descriptor)
             setattr(sys, name, file)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may be a job that ignores it
         before()
         script = root / f"classification_experiment_{number}.py"
         sys.argv = [script.name, *options, f"--log-dir={log_dir}"]
