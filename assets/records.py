@@ -197,3 +197,14 @@ def add_rows(path, rows):
     rows = [row for row in read_table(path) if weights_key(row) not in measured] + [six_digits(row) for row in rows]
     columns = dict.fromkeys(name for row in rows for name in row)
     write(path, format_table(columns, sorted(rows, key=lambda row: (run_sort_key(row), row["epoch"]))))
+
+
+def replace_rows(path, rows, names):
+    """Adds rows, dicts, to the end of a CSV file, in the place of all that have the values of one in these columns.
+
+    For measurements whose rows belong to no run of runs.csv. Figures are written with six digits.
+    """
+    new = {tuple(row[name] for name in names) for row in rows}
+    kept = [row for row in read_table(path) if tuple(row[name] for name in names) not in new]
+    rows = kept + [six_digits(row) for row in rows]
+    write(path, format_table(dict.fromkeys(name for row in rows for name in row), rows))

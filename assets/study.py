@@ -26,6 +26,8 @@ def read_all(assets):
         sharpness=read_table(assets / "sharpness.csv"),
         handed_over=read_table(assets / "hand_over.csv"),
         shifted=read_table(assets / "smoothing.csv"),
+        elsewhere=read_table(assets / "elsewhere.csv"),
+        speed=read_table(assets / "speed.csv"),
     )
 
 

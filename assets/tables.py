@@ -678,6 +678,51 @@ def alarms(runs):
     return markdown(["", "runs", "of them with an alarm", "epochs from it to the failure, or to the end"], rows)
 
 
+# ------------------------------------------------------------------------------------------------- elsewhere, and speed
+
+
+def is_off_or_has_one_map(row):
+    """Whether a network that is not ours looks off the image, or has one map although its digits move about."""
+    return row["inside"] < 0.05 or (row["images"] != "plain" and row["spread"] < study.ONE_MAP)
+
+
+def elsewhere(rows):
+    """What networks that are not ours came to, with the two lines and without, by the last row of each seed."""
+    columns = ["network", "digits", "optimizer", "lines", "steps", "accuracy, %, each seed", "scale", "inside"]
+    ends = {}
+    for row in rows:
+        setting = row["network"], row["images"], row["optimizer"]
+        ends.setdefault(setting, {}).setdefault(row["lines"], {})[row["seed"]] = row
+    lines = []
+    for setting, by_lines in ends.items():
+        for kind in sorted(by_lines, reverse=True):  # neither, limited, leaky, both
+            seeds = [by_lines[kind][seed] for seed in sorted(by_lines[kind])]
+            cells = [*setting, kind, listed(dict.fromkeys(row["step"] for row in seeds))]
+            for name, digits in ("accuracy", 1), ("scale", 2), ("inside", 2), ("spread", 3):
+                cells.append(listed(f"{row[name]:.{digits}f}" for row in seeds))
+            lines.append([*cells, f"{sum(map(is_off_or_has_one_map, seeds))} of {len(seeds)}"])
+    return markdown([*columns, "spread", "off the image or one map"], lines)
+
+
+def speed(rows):
+    """Minutes and epochs of training until 90 and 95 % of the test digits are right, and minutes over the first's."""
+    columns, epochs = ["what"], {}
+    for goal in (90, 95):
+        columns += [f"minutes to {goal} %", "epochs", "of the first's minutes"]
+    for row in rows:
+        epochs.setdefault(row["what"], []).append(row)
+    lines, first = [], {}
+    for what, own in epochs.items():
+        cells = [what]
+        for goal in (90, 95):
+            row = next((row for row in own if row["accuracy"] >= goal), None)
+            first.setdefault(goal, row)
+            ratio = f"{row['seconds'] / first[goal]['seconds']:.2f}" if row and first[goal] else None
+            cells += [f"{row['seconds'] / 60:.1f}", row["epoch"], ratio] if row else [None] * 3
+        lines.append(cells)
+    return markdown(columns, lines)
+
+
 # --------------------------------------------------------------------------------------------------- into the two pages
 
 
@@ -697,6 +742,8 @@ def make_tables(assets=ASSETS):
             "curvature_by_rate": curvature_by_rate(read.runs, read.sharpness),
             "smoothing": smoothing(read.shifted),
             "rivals": rivals(read.runs, read.sharpness),
+            "elsewhere": elsewhere(read.elsewhere),
+            "speed": speed(read.speed),
         }
     )
 

@@ -11,38 +11,16 @@ import platform
 import statistics
 import sys
 import time
-import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import common  # noqa: E402
-from stn import STNClassifier  # noqa: E402
-
-MEAN, STD = 0.1307, 0.3081
-warnings.filterwarnings(
-    "ignore", "This DataLoader will create 4 worker processes"
-)  # the reference has 4 on any machine
-
-
-def reference_epoch(model, optimizer, loader, device):
-    """The reference: contiguous tensors, a DataLoader with workers, eager steps, the loss read in every one of them."""
-    model.train()
-    total = 0.0
-    for images, labels in loader:
-        images, labels = images.to(device), labels.to(device)
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model((images - MEAN) / STD), labels)
-        loss.backward()
-        optimizer.step()
-        total += loss.item() * len(images)
-    return total / len(loader.dataset)
-
+from assets.speed import make_loader, make_reference, reference_epoch  # noqa: E402
 
 LIMITS = {"this project": None, "limited, no step shortened": 1e6, "limited, all shortened": 1e-3}  # pixels
 
@@ -50,36 +28,30 @@ LIMITS = {"this project": None, "limited, no step shortened": 1e6, "limited, all
 def measure(device, count, rounds):
     """Returns the seconds of `rounds` epochs of `count` images, by what was timed: the reference, and `LIMITS`."""
     (images, labels), _, _ = common.load_canvases("cluttered", "data", "embedded", count)
-    dataset = TensorDataset(images.float().div(255), labels)
-    loader = DataLoader(dataset, batch_size=common.BATCH_SIZE, shuffle=True, num_workers=4)
+    loader = make_loader(images, labels)
     resident = images.to(device), labels.to(device)
     experiment = common.Experiment(
         name="benchmark",
         title="",
-        mean=MEAN,
-        std=STD,
+        mean=0.1307,
+        std=0.3081,
         make_optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.01),
         epochs=1,
     )
-    reference = STNClassifier().to(device)
-    reference.load_state_dict(common.make_network(experiment).model.state_dict())
+    reference = make_reference(experiment, device)
     project = common.make_network(experiment, device).model.eval()  # no dropout
     for index in torch.arange(640, device=device).split(common.BATCH_SIZE):
         batch, target = resident[0][index], resident[1][index]
         losses = [
             F.cross_entropy(model(x), target)
             for model, x in (
-                (reference.eval(), (batch / 255 - MEAN) / STD),
+                (reference.model.eval(), (batch / 255 - experiment.mean) / experiment.std),
                 (project, experiment.normalize(batch)),
             )
         ]
         torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
 
-    loops = {
-        "reference loop": partial(
-            reference_epoch, reference, torch.optim.SGD(reference.parameters(), lr=0.01), loader, device
-        )
-    }
+    loops = {"reference loop": partial(reference_epoch, experiment, reference, loader, device)}
     for what, pixels in LIMITS.items():
         limited = replace(experiment, max_motion=pixels)
         loops[what] = partial(common.train, limited, common.make_network(limited, device), *resident)

@@ -1,0 +1,364 @@
+"""Networks that are not this project's, with the two lines and without, and minutes to an accuracy beside them."""
+
+import copy
+import math
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import experiment
+from test_tables import rows
+from torch import nn
+
+import common
+import stn
+from assets import elsewhere, records, speed, tables
+
+EYE = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+NAMES = ["tutorial, Adam", "tutorial, SGD", "normalized", "resnet18"]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """The first embedded digits, uint8 (64, 28, 28), and their labels."""
+    (images, labels), _, _ = common.load_digits("nowhere", "embedded")
+    return images[:64], labels[:64]
+
+
+def small(setting, **given):
+    """The setting with four steps on few images, and a row after each second one."""
+    return replace(setting, batch_size=8, steps=4, every=2, **given)
+
+
+def images_of(setting, digits):
+    """A set to train on, and to test on, of 24 digits of the setting's kind."""
+    images = torch.from_numpy(digits[0][:24])[:, None]
+    if setting.images == "coloured":
+        images, _ = elsewhere.make_images(digits[0][:24], seed=0)
+    return images, torch.from_numpy(digits[1][:24])
+
+
+# --------------------------------------------------------------------------------------------------------------- images
+
+
+def test_the_square_that_an_image_is_said_to_hold_has_the_digit_in_it(digits):
+    images, theta = elsewhere.make_images(digits[0], seed=3)
+    assert images.shape == (64, 3, 64, 96) and images.dtype == torch.uint8 and theta.shape == (64, 2, 3)
+    grid = F.affine_grid(theta, [64, 3, 28, 28], align_corners=False)
+    found = F.grid_sample(images.float(), grid, align_corners=False).mean(1).flatten(1)
+    pixels = torch.from_numpy(digits[0]).float().flatten(1)
+    likeness = torch.corrcoef(torch.cat([found, pixels]))[:64, 64:]
+    assert torch.equal(likeness.argmax(1), torch.arange(64))  # its own digit, and none of the others
+    assert likeness.diagonal().min() > 0.8
+
+
+def test_squares_lie_in_the_image_and_have_all_sizes_and_places(digits):
+    _, theta = elsewhere.make_images(np.concatenate([digits[0]] * 16), seed=0)
+    sides = theta[:, [0, 1], [0, 1]] * torch.tensor([96, 64])
+    assert torch.allclose(sides[:, 0], sides[:, 1]) and not theta[:, [0, 1], [1, 0]].any()
+    assert 20 <= sides.min() < 20.5 and 43.5 < sides.max() <= 44
+    corners = theta[:, :, 2].abs() + theta[:, [0, 1], [0, 1]]
+    assert 0.99 < corners.max() <= 1 + 1e-6
+    assert theta[:, :, 2].mean(0).abs().max() < 0.05 and stn.spread(theta) > 0.3
+
+
+def test_a_digit_is_brighter_than_the_background_in_every_channel(digits):
+    empty, _ = elsewhere.make_images(np.zeros_like(digits[0]), seed=0)
+    full, theta = elsewhere.make_images(np.full_like(digits[0], 255), seed=0)
+    assert empty.max() <= 127 and empty.float().std((2, 3)).min() > 10
+    column, row = ((theta[:, :, 2] + 1) * torch.tensor([48, 32])).long().T  # the pixels at the squares' centres
+    colours = full[torch.arange(64), :, row, column]
+    assert colours.min() >= 153 and colours.max() > 250 and colours.float().std(1).mean() > 20
+
+
+def test_images_depend_on_their_seed_alone(digits):
+    one, again, other = (elsewhere.make_images(digits[0], seed) for seed in (0, 0, 1))
+    assert torch.equal(one[0], again[0]) and torch.equal(one[1], again[1])
+    assert not torch.equal(one[0], other[0]) and not torch.equal(one[1], other[1])
+
+
+def test_labels_go_round_with_the_digits_and_the_two_sets_differ(monkeypatch):
+    embedded = common.load_digits("nowhere", "embedded")
+    few = [(images[:5], labels[:5]) for images, labels in embedded[:2]]
+    monkeypatch.setattr(common, "load_digits", lambda data_dir: (*few, "embedded"))
+    (images, labels), (tested, test_labels) = elsewhere.load_coloured("nowhere", (12, 7))
+    assert images.shape == (12, 3, 64, 96) and tested.shape == (7, 3, 64, 96)
+    assert labels.tolist() == [*few[0][1], *few[0][1], *few[0][1][:2]]
+    assert test_labels.tolist() == [*few[1][1], *few[1][1][:2]]
+    wanted, _ = elsewhere.make_images(few[0][0][np.arange(12) % 5], seed=0)
+    assert torch.equal(images, wanted)
+    (images, labels), _ = elsewhere.load_plain("nowhere")
+    assert images.shape == (5, 1, 28, 28) and np.array_equal(images[:, 0], few[0][0]) and len(labels) == 5
+
+
+# ------------------------------------------------------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize("setting", elsewhere.SETTINGS, ids=NAMES)
+def test_every_network_starts_as_the_identity_and_returns_log_probabilities(setting, digits):
+    model = setting.make_network()
+    images = images_of(setting, digits)[0][:4] / 255
+    assert torch.equal(model.theta(images), EYE.expand(4, 2, 3))
+    assert torch.allclose(model(images).exp().sum(1), torch.ones(4), atol=1e-5) and model(images).shape == (4, 10)
+    shown = F.interpolate(images, model.out_size, mode="bilinear", align_corners=False)
+    model.eval()
+    assert torch.allclose(model(images), model.classifier(shown), atol=1e-4)
+
+
+def test_the_tutorials_net_has_the_tutorials_parameters():
+    model = elsewhere.make_tutorial_net()
+    shapes = [tuple(parameter.shape) for parameter in model.parameters() if parameter.dim() > 1]
+    assert shapes[:4] == [(8, 1, 7, 7), (10, 8, 5, 5), (32, 90), (6, 32)]  # the localization net
+    assert shapes[4:] == [(10, 1, 5, 5), (20, 10, 5, 5), (50, 320), (10, 50)]
+    assert sum(parameter.numel() for parameter in model.parameters()) == 27360
+
+
+@pytest.mark.parametrize("setting", elsewhere.SETTINGS, ids=NAMES)
+def test_leaky_takes_every_relu_and_nothing_else(setting):
+    torch.manual_seed(0)
+    model = setting.make_network()
+    before = copy.deepcopy(model)
+    elsewhere.make_leaky(model.localization)
+    old, new = (list(each.localization.modules()) for each in (before, model))
+    replaced = [b for a, b in zip(old, new, strict=True) if isinstance(a, nn.ReLU)]
+    assert replaced and all(isinstance(b, nn.LeakyReLU) and b.negative_slope == 0.1 for b in replaced)
+    assert all(type(a) is type(b) for a, b in zip(old, new, strict=True) if not isinstance(a, nn.ReLU))
+    assert str(model.classifier) == str(before.classifier)
+    assert all(torch.equal(value, before.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+def noting(setting):
+    """The setting, and a list that the network it makes goes into."""
+    made = []
+    return replace(setting, make_network=lambda: made.append(setting.make_network()) or made[-1]), made
+
+
+def large_steps(parameters):
+    return torch.optim.SGD(parameters, lr=0.5)
+
+
+@pytest.mark.parametrize("setting", [elsewhere.SETTINGS[1], elsewhere.SETTINGS[2]], ids=NAMES[1:3])
+def test_with_neither_line_training_is_the_textbooks_to_the_last_bit(setting, digits):
+    setting, made = noting(small(setting, make_optimizer=large_steps))
+    images, labels = images_of(setting, digits)
+    found = elsewhere.train(setting, "neither", 3, (images, labels), (images, labels))
+    torch.manual_seed(3)
+    model = setting.make_network()
+    optimizer = setting.make_optimizer(model.parameters())
+    for count in (24, 8):  # images in the first epoch, and those that are left of four steps
+        for index in torch.randperm(24)[:count].split(8):
+            loss = F.nll_loss(model((images[index] / 255 - setting.mean) / setting.std), labels[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert all(torch.equal(value, made[0].state_dict()[name]) for name, value in model.state_dict().items())
+    assert max(row["motion"] for row in found) > 0.1  # a limit would have shortened these steps
+    assert [(row["limited"], row["pixels"]) for row in found] == [(0, None)] * 2
+
+
+@pytest.mark.parametrize("setting", elsewhere.SETTINGS, ids=NAMES)
+def test_with_both_lines_no_step_goes_further_than_the_limit(setting, digits, monkeypatch):
+    """Measured from outside, on copies of the network before and after each step."""
+    setting, made = noting(small(setting, make_optimizer=large_steps))
+    limit_motion, moved = stn.limit_motion, []
+
+    def theta(images):
+        with torch.no_grad():
+            return copy.deepcopy(made[0]).eval().theta(images)
+
+    @contextmanager
+    def measured(predict, images, modules, pixels):
+        before = theta(images)
+        with limit_motion(predict, images, modules, pixels) as step:
+            yield step
+        moved.append(stn.motion(before, theta(images), tuple(images.shape[2:])).item())
+
+    monkeypatch.setattr(stn, "limit_motion", measured)
+    found = elsewhere.train(setting, "both", 0, images_of(setting, digits), images_of(setting, digits))
+    assert len(moved) == 4 and max(moved) <= 0.1 + 1e-6
+    medians = [(moved[0] + moved[1]) / 2, (moved[2] + moved[3]) / 2]
+    assert [row["motion"] for row in found] == pytest.approx(medians, rel=1e-3)
+    assert max(row["limited"] for row in found) > 0 and [row["pixels"] for row in found] == [0.1, 0.1]
+
+
+def test_the_rows_are_what_the_network_does(digits):
+    """Accuracy, scale, inside and spread of the test images, the step, and what the row's run is known by."""
+    setting, made = noting(small(elsewhere.SETTINGS[0]))
+    train_set = images_of(setting, digits)
+    found = elsewhere.train(setting, "leaky", 7, train_set, train_set)
+    batch = (train_set[0] / 255 - 0.1307) / 0.3081
+    model = made[0].eval()
+    theta, right = model.theta(batch), model(batch).argmax(1) == train_set[1]
+    row = found[-1]
+    assert row["accuracy"] == pytest.approx(100 * right.float().mean().item(), rel=1e-5)
+    assert row["scale"] == pytest.approx(stn.scale(theta).item(), rel=1e-5)
+    assert row["inside"] == pytest.approx(stn.inside(theta).item(), rel=1e-5)
+    assert row["spread"] == pytest.approx(stn.spread(theta).item(), rel=1e-4, abs=1e-7)
+    assert [each["step"] for each in found] == [2, 4] and 0 < found[0]["seconds"] < found[1]["seconds"]
+    known = {"network": "tutorial", "optimizer": "Adam 0.001", "lines": "leaky", "seed": 7, "images": "plain"}
+    assert row | known == row and row["limited"] == 0 and any(isinstance(m, nn.LeakyReLU) for m in model.modules())
+
+
+def test_runs_that_the_file_has_are_not_made_again(digits, tmp_path, monkeypatch):
+    made = []
+
+    def train(setting, lines, seed, *sets):
+        made.append((setting.network, lines, seed))
+        names = {"network": setting.network, "optimizer": setting.optimizer, "lines": lines, "seed": seed}
+        pixels = elsewhere.LIMIT if lines == "both" else None
+        return [names | {"pixels": pixels, "step": step, "accuracy": 12.3456789} for step in (1, 2)]
+
+    monkeypatch.setattr(elsewhere, "train", train)
+    monkeypatch.setattr(elsewhere, "LOADERS", {"plain": lambda data_dir: (), "coloured": lambda data_dir: ()})
+    path = tmp_path / "elsewhere.csv"
+    arguments = {"only": "resnet18", "data_dir": "nowhere", "path": path}
+    elsewhere.add_runs(1, lines=["neither", "both"], **arguments)
+    elsewhere.add_runs(2, lines=["neither", "both"], **arguments)
+    assert made == [("resnet18", lines, seed) for seed in (0, 1) for lines in ("neither", "both")]
+    found = records.read_table(path)
+    assert len(found) == 8 and found[0]["accuracy"] == 12.3457 and [row["pixels"] for row in found[:4:2]] == [None, 0.1]
+    monkeypatch.setattr(elsewhere, "LIMIT", 0.3)
+    elsewhere.add_runs(1, lines=["neither", "both"], **arguments)  # the limit is another: those it was on are made anew
+    assert made[4:] == [("resnet18", "both", 0)] and len(records.read_table(path)) == 8
+
+
+# ---------------------------------------------------------------------------------------------------------------- speed
+
+
+@pytest.fixture
+def canvases(monkeypatch):
+    monkeypatch.setattr(speed, "WORKERS", 0)
+    (images, labels), test_set, _ = common.load_canvases("cluttered", "nowhere", "embedded", 384)
+    return (images[:128], labels[:128]), test_set
+
+
+def test_the_loop_that_everybody_writes_trains_as_the_textbook_does(canvases):
+    chosen = experiment(mean=0.1307, std=0.3081)
+    network = speed.make_reference(chosen)
+    assert network.model.stn.localization[3].weight.is_contiguous()
+    torch.manual_seed(5)
+    loss = speed.reference_epoch(chosen, network, speed.make_loader(*canvases[0]))
+    torch.manual_seed(0)
+    model, losses = stn.STNClassifier(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    torch.manual_seed(5)
+    for images, labels in speed.make_loader(*canvases[0]):
+        optimizer.zero_grad()
+        losses.append(F.cross_entropy(model((images - 0.1307) / 0.3081), labels))
+        losses[-1].backward()
+        optimizer.step()
+    assert loss == pytest.approx(torch.stack(losses).mean().item(), rel=1e-6) and len(losses) == 2
+    assert all(torch.equal(value, network.model.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_the_loader_gives_every_image_once_in_another_order_each_time(canvases):
+    images, labels = canvases[0]
+    loader = speed.make_loader(images, labels)
+    torch.manual_seed(0)
+    orders = []
+    for _ in range(2):
+        seen, targets = map(torch.cat, zip(*loader, strict=True))
+        assert seen.dtype == torch.float32 and seen.max() == 1
+        same = (seen[:, None] == images[None] / 255).flatten(2).all(2)  # which image each one is
+        assert same.sum(0).tolist() == same.sum(1).tolist() == [1] * 128
+        orders.append(same.long().argmax(1))
+        assert torch.equal(targets, labels[orders[-1]])
+    assert not torch.equal(*orders)
+
+
+def test_the_three_recipes_are_the_documents_and_experiments_7_and_21(canvases):
+    first, seven, two_lines = speed.make_loops(*canvases[0])
+    assert [loop[0].partition(":")[0] for loop in (first, seven, two_lines)] == ["3", "7", "21"]
+    assert first[0].endswith("the loop that everybody writes") and first[1].std == 1 and seven[1].std == 0.3081
+    assert first[3].func is speed.reference_epoch and seven[3].func is two_lines[3].func is common.train
+    assert two_lines[1].max_motion == 0.1 and first[1].max_motion is seven[1].max_motion is None
+
+
+def test_loops_take_turns_until_95_percent_or_their_time_is_up(monkeypatch):
+    clock, accuracies = [0.0], {"a": [50, 95, 99], "b": [80, 90, 91, 94, 94]}
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
+    calls = {"a": 0, "b": 0}
+
+    def loop(name, seconds):
+        def train():
+            clock[0] += seconds
+            calls[name] += 1
+
+        return name, experiment(), type("Network", (), {"model": name}), train
+
+    def test(chosen, name):
+        clock[0] += 1000  # tests do not count
+        return {"test/accuracy": accuracies[name][calls[name] - 1]}
+
+    monkeypatch.setattr(common, "test", test)
+    found = list(speed.take_turns([loop("a", 7), loop("b", 20)], (), minutes=1))
+    assert [(row["what"], row["epoch"], row["seconds"], row["accuracy"]) for row in found] == [
+        ("a", 1, 7, 50),
+        ("b", 1, 20, 80),
+        ("a", 2, 14, 95),
+        ("b", 2, 40, 90),
+        ("b", 3, 60, 91),
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def end(lines, seed, accuracy, inside, spread, step=20, **given):
+    row = {"network": "net", "images": "coloured", "optimizer": "Adam 0.001", "lines": lines, "seed": seed}
+    return row | {"step": step, "accuracy": accuracy, "scale": 0.8, "inside": inside, "spread": spread} | given
+
+
+def test_the_table_of_other_networks_has_the_last_row_of_each_seed():
+    made = [
+        end("both", 1, 90.0, 0.9, 0.3),
+        end("both", 0, 10.0, 0.9, 0.001, step=10),
+        end("both", 0, 91.26, 0.95, 0.2),
+        end("neither", 0, 11.0, 0.04, 0.3, scale=5),
+        end("neither", 1, 40.0, 0.9, 0.009),
+        end("neither", 2, 80.0, 0.05, 0.01),
+        end("neither", 0, 98.0, 0.9, 0.001, network="tutorial", images="plain"),
+        end("neither", 1, 9.8, 0, math.nan, network="tutorial", images="plain"),
+    ]
+    start = ["net", "coloured", "Adam 0.001"]
+    assert rows(tables.elsewhere(made)) == [
+        [*start, "neither", "20", "11.0, 40.0, 80.0", "5.00, 0.80, 0.80", "0.04, 0.90, 0.05"]
+        + ["0.300, 0.009, 0.010", "2 of 3"],
+        [*start, "both", "20", "91.3, 90.0", "0.80, 0.80", "0.95, 0.90", "0.200, 0.300", "0 of 2"],
+        ["tutorial", "plain", "Adam 0.001", "neither", "20", "98.0, 9.8", "0.80, 0.80", "0.90, 0.00"]
+        + ["0.001, nan", "1 of 2"],
+    ]
+    assert rows(tables.elsewhere([])) == []
+
+
+def test_the_table_of_speed_has_the_first_epoch_that_reaches_each_accuracy():
+    def epochs(what, *pairs):
+        return [
+            {"what": what, "epoch": epoch, "seconds": seconds, "accuracy": accuracy}
+            for epoch, (seconds, accuracy) in enumerate(pairs, start=1)
+        ]
+
+    made = [*epochs("first", (60, 89.9), (120, 90), (300, 89), (600, 95.0))]
+    made += [*epochs("second", (30, 91), (90, 96)), *epochs("third", (30, 50), (66, 92))]
+    assert rows(tables.speed(made)) == [
+        ["first", "2.0", "2", "1.00", "10.0", "4", "1.00"],
+        ["second", "0.5", "1", "0.25", "1.5", "2", "0.15"],
+        ["third", "1.1", "2", "0.55", "-", "-", "-"],
+    ]
+    assert rows(tables.speed(made[:2] + made[4:]))[1] == ["second", "0.5", "1", "0.25", "1.5", "2", "-"]
+    assert rows(tables.speed([])) == []
+
+
+@pytest.mark.parametrize("command, arguments", [(elsewhere, ["--only=ours"]), (speed, ["--minutes=0"])])
+def test_arguments_that_cannot_be_end_in_a_line(command, arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
