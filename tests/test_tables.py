@@ -369,7 +369,8 @@ def committed():
 def test_every_committed_run_is_in_the_tables(committed):
     read = study.read_all(ROOT / "assets")
     runs, replays = read.runs, read.replays
-    assert all(table.endswith("|\n") and rows(table) for table in committed.values())
+    measured = {name: table for name, table in committed.items() if name != "speed" or read.speed}
+    assert all(table.endswith("|\n") and rows(table) for table in measured.values())
     assert len(rows(committed["all_results"])) == len(study.group(runs))
     assert sum(int(line[-1]) for line in rows(committed["machines"])) == len(runs)
     assert len(rows(committed["failing_step"])) == len(replays)
