@@ -112,6 +112,13 @@ def test_a_canvas_and_its_label_are_those_of_one_digit(dataset, embedded):
             assert (windows | (digit == 0)).all((2, 3)).any(), i  # all of its ink, at some place
 
 
+def test_training_and_test_canvases_are_each_of_a_seed_of_their_own(embedded):
+    images, _ = embedded
+    (train, _), (test, _), _ = common.load_canvases("cluttered", "nowhere", "embedded", 600)
+    for canvases, digits, seed in ((train, images[:600], 0), (test, images[4000:4100], 1)):
+        assert np.array_equal(canvases[:, 0].numpy(), common.clutter(digits, images, seed))
+
+
 def test_a_figure_shows_raw_pixels_whatever_the_normalization():
     torch.manual_seed(0)
     images = torch.randint(256, (16, 1, 60, 60), dtype=torch.uint8)
