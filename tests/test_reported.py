@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,20 @@ def test_pictures_do_not_depend_on_the_users_settings_of_matplotlib(tmp_path, lo
     draw = "import assets.figures, matplotlib as m; print(m.rcParams['image.origin'], m.rcParams['font.size'])"
     ended = shell(f'{sys.executable} -c "{draw}"', tmp_path, **settings)
     assert ended.returncode == 0 and ended.stdout == "upper 10.0\n", ended.stderr
+
+
+def test_the_pages_stay_as_they_are_where_the_locale_is_not_utf_8(tmp_path):
+    """Both hold letters that ASCII has not, and the tables of the committed files."""
+    shutil.copytree(ROOT / "assets", tmp_path / "assets", ignore=shutil.ignore_patterns("*.py", "*.gif", "*.png"))
+    shutil.copy(ROOT / "README.md", tmp_path)
+    pages = tmp_path / "README.md", tmp_path / "assets" / "README.md"
+    before = [page.read_bytes() for page in pages]
+    assert not any(page.isascii() for page in before)
+    command = "from pathlib import Path; from assets.figures import put_tables; put_tables(Path('assets').absolute())"
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONSAFEPATH": "1"}
+    ended = shell(f'{sys.executable} -c "{command}"', tmp_path, **ascii_only)
+    assert ended.returncode == 0, ended.stderr
+    assert [page.read_bytes() for page in pages] == before
 
 
 def test_a_notebook_runs_a_script(log_dir):
