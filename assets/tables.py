@@ -681,9 +681,11 @@ def alarms(runs):
 # ------------------------------------------------------------------------------------------------- elsewhere, and speed
 
 
-def is_off_or_has_one_map(row):
-    """Whether a network that is not ours looks off the image, or has one map although its digits move about."""
-    return row["inside"] < 0.05 or (row["images"] != "plain" and row["spread"] < study.ONE_MAP)
+def went_wrong(row):
+    """Whether a network that is not ours is off the image, has zoomed out on plain digits, or one map on others."""
+    if row["images"] == "plain":
+        return row["inside"] < 0.05 or row["scale"] > study.ZOOMED_OUT
+    return row["inside"] < 0.05 or row["spread"] < study.ONE_MAP
 
 
 def elsewhere(rows):
@@ -700,8 +702,8 @@ def elsewhere(rows):
             cells = [*setting, kind, listed(dict.fromkeys(row["step"] for row in seeds))]
             for name, digits in ("accuracy", 1), ("scale", 2), ("inside", 2), ("spread", 3):
                 cells.append(listed(f"{row[name]:.{digits}f}" for row in seeds))
-            lines.append([*cells, f"{sum(map(is_off_or_has_one_map, seeds))} of {len(seeds)}"])
-    return markdown([*columns, "spread", "off the image or one map"], lines)
+            lines.append([*cells, f"{sum(map(went_wrong, seeds))} of {len(seeds)}"])
+    return markdown([*columns, "spread", "off the image, zoomed out or one map"], lines)
 
 
 def speed(rows):

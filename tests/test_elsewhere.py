@@ -362,3 +362,18 @@ def test_arguments_that_cannot_be_end_in_a_line(command, arguments, monkeypatch,
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "images, inside, scale, spread, wrong",
+    [
+        ("plain", 0.9, 1.1, 0.0, False),
+        ("plain", 0.9, 1.11, 0.3, True),
+        ("plain", 0.04, 1.0, 0.3, True),
+        ("coloured", 0.9, 1.5, 0.3, False),
+        ("coloured", 0.9, 1.0, 0.009, True),
+        ("coloured", 0.04, 1.0, 0.3, True),
+    ],
+)
+def test_what_has_gone_wrong_depends_on_whether_digits_have_to_be_followed(images, inside, scale, spread, wrong):
+    assert tables.went_wrong({"images": images, "inside": inside, "scale": scale, "spread": spread}) == wrong
