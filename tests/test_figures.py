@@ -362,7 +362,7 @@ def test_what_is_left_out_is_said(assets, capsys):
     figures.make_figures(assets)
     left_out = [line.split(": ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines()]
     made = [path.name for path in assets.glob("*.png")]
-    assert sorted(made) == ["classification_experiment_3_vs_2.png", "timeline.png"]
+    assert sorted(made) == ["classification_experiment_3_vs_2.png", "motion.png", "timeline.png"]
     assert sorted(left_out + made) == sorted(figures.FIGURES) and "why.png" in left_out
 
 
