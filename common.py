@@ -82,8 +82,7 @@ def say(line, file=None):
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):  # a pipe whose reader has ended, a terminal that was closed
             raise
-        for name in ("stdout", "stderr"):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), getattr(sys, name).fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 # --------------------------------------------------------------------------------------------------------------- digits

@@ -114,6 +114,15 @@ def test_a_run_goes_on_when_its_terminal_is_closed(log_dir, after):
     assert read_metrics(log_dir / NAME)["epoch"].tolist() == [1, 2, 3, 4]
 
 
+def test_an_error_is_told_though_nobody_reads_what_else_is_printed(tmp_path):
+    call = RATES.replace("np.geomspace(0.001, 0.1, 3)", "(1e30,)")
+    call = re.sub("torch.optim.Adam.*0.9.*,", "torch.optim.SGD(model.parameters(), lr=rate),", call)
+    root = write_script(tmp_path / "scripts", call)
+    command = f"{sys.executable} {root}/classification_experiment_1.py {' '.join(SHORT)} --digits=embedded"
+    ended = shell(f"{command} | true", tmp_path)
+    assert "the loss is not finite in epoch 1" in ended.stderr
+
+
 def test_pictures_do_not_depend_on_the_users_settings_of_matplotlib(tmp_path, log_dir):
     (tmp_path / "matplotlibrc").write_text("image.origin: lower\nfont.size: 30\nsavefig.dpi: 300\n")
     script = f"{sys.executable} {ROOT}/classification_experiment_1.py {' '.join(SHORT)} --epochs=1 --digits=embedded"
