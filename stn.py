@@ -241,6 +241,20 @@ def predict_in_eval_mode(predict, images, modules):
             module.training = mode
 
 
+def shorten(step, parameters, old, pixels, moved):
+    """Takes parameters back along a step that began at `old` until `moved()` is at most `pixels`."""
+    new = [parameter.detach().clone() for parameter in parameters]
+    finite = all(parameter.isfinite().all() for parameter in new)
+    while step.kept and not (finite and step.motion <= pixels):
+        # motion is about proportional to the step, so that the first try is mostly the last
+        step.kept *= 0.99 * min(1, (pixels / step.motion).nan_to_num(0).item()) if finite else 0
+        step.kept = step.kept if step.kept > 1e-6 else 0.0
+        with torch.no_grad():
+            for parameter, start, end in zip(parameters, old, new, strict=True):
+                parameter.copy_(torch.lerp(start, end, step.kept) if step.kept else start)
+        step.motion, finite = moved(), True
+
+
 @contextmanager
 def limit_motion(predict, images, modules, pixels=0.1):
     """Around `optimizer.step()`: shortens the localization net's part of a step that moves the region too far.
@@ -285,15 +299,5 @@ def limit_motion(predict, images, modules, pixels=0.1):
         return motion(before, predict_in_eval_mode(predict, images, modules), images.shape[2:])
 
     step.motion = moved()
-    if pixels == math.inf:
-        return
-    new = [parameter.detach().clone() for parameter in parameters]
-    finite = all(parameter.isfinite().all() for parameter in new)
-    while step.kept and not (finite and step.motion <= pixels):
-        # motion is about proportional to the step, so that the first try is mostly the last
-        step.kept *= 0.99 * min(1, (pixels / step.motion).nan_to_num(0).item()) if finite else 0
-        step.kept = step.kept if step.kept > 1e-6 else 0.0
-        with torch.no_grad():
-            for parameter, start, end in zip(parameters, old, new, strict=True):
-                parameter.copy_(torch.lerp(start, end, step.kept) if step.kept else start)
-        step.motion, finite = moved(), True
+    if pixels < math.inf:
+        shorten(step, parameters, old, pixels, moved)
