@@ -850,7 +850,10 @@ def describe_machine(device):
         cpu = f"{info['model name']} (family {info['cpu family']}, model {info['model']})"
     except (OSError, KeyError, ValueError):
         cpu = platform.processor() or platform.machine()
-    name = f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
+    name = device
+    if device.startswith("cuda"):
+        gpu = torch.cuda.get_device_name(device)
+        name, cpu = f"{device} ({gpu})", f"{gpu}, {cpu}"  # what a run was computed on, which `collect` keeps
     facts = {"device": name, "cpu": cpu, "threads": torch.get_num_threads(), "python": platform.python_version()}
     return facts | {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
 
