@@ -1,13 +1,12 @@
-"""Makes every figure here from the CSV files, and puts the tables into README.md and assets/README.md, in seconds.
+"""Makes every figure here from the CSV files, and puts the tables into the pages, in seconds.
 
-Figures are 8.5 inches wide at 200 dots an inch, so that at half size their letters are those of a page.
+Figures are 6 inches wide at 200 dots an inch, so that their letters can be read on a telephone.
 """
 
 import io
 import math
 import statistics
 import textwrap
-from itertools import groupby
 
 import matplotlib
 import numpy as np
@@ -20,17 +19,26 @@ from matplotlib.patches import Patch, Polygon, Rectangle
 from PIL import Image
 
 from assets import ASSETS, Command, study
-from assets.records import read_table, run_key, run_sort_key, weights_key
-from assets.tables import data_suffix, digits_of, make_tables, rate_head, steps_of, with_tables
+from assets.records import read_table, run_key, run_sort_key
+from assets.tables import (
+    ADAM_FACTORIAL,
+    CURES,
+    DOSES,
+    digits_of,
+    make_tables,
+    standard_runs,
+    steps_of,
+    with_tables,
+)
 from common import SIDES, collapsed, lost_solution, outlines, write
 
-WIDTH = 8.5  # inches
+WIDTH = 6  # inches
 STYLE = {
     "savefig.dpi": 200,
     "figure.constrained_layout.use": True,
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
     "legend.fontsize": 8,
     "legend.frameon": False,
     "axes.spines.top": False,
@@ -92,14 +100,14 @@ def column(history, name):
 
 
 def states(read):
-    """Eight digits in each state of states.npz, a row a state: where the transformer looks, and what it returns."""
+    """Five digits in each state of states.npz, a row a state: where the transformer looks, and what it returns."""
     file = read.states
     require(states=file)
-    images, side = file["images"], file["images"].shape[-1]
+    images, side = file["images"][:5], file["images"].shape[-1]
     room, seen, gap = 2 * side, 0.9 * side, 0.1 * side  # sides of a tile and of what is returned
     cell = room + seen + 4 * gap
-    figure = Figure(figsize=(WIDTH, 0.7 * len(file["names"])))
-    figure.get_layout_engine().set(rect=(0.015, 0, 0.985, 1))  # else the longest label is cut
+    figure = Figure(figsize=(WIDTH, 0.72 * len(file["names"])))
+    figure.get_layout_engine().set(rect=(0.07, 0, 0.93, 1))  # else the longest label is cut
     for axes, name, thetas, returned in zip(
         figure.subplots(len(file["names"]), 1), file["names"], file["theta"], file["seen"], strict=True
     ):
@@ -114,7 +122,7 @@ def states(read):
             region = Polygon(outline[i] + (left + pad, pad), fill=False, edgecolor="#ff8000", linewidth=1.2)
             axes.add_patch(region).set_clip_path(tile)
             if not region.get_path().intersects_bbox(tile.get_bbox()):
-                axes.text(left + room / 2, room, "out of view", color="#ff8000", fontsize=6, ha="center", va="bottom")
+                axes.text(left + room / 2, room, "out of view", color="#ff8000", fontsize=7, ha="center", va="bottom")
         axes.set(xlim=(0, len(images) * cell - 3 * gap), ylim=(room, 0), xticks=[], yticks=[], anchor="E")
         lines = [line for part in str(name).replace(": ", ":\n").split("\n") for line in textwrap.wrap(part, 11)]
         axes.set_ylabel("\n".join(lines), rotation=0, ha="right", va="center")
@@ -160,34 +168,33 @@ def draw_strip(axes, run, y):
     axes.text(len(colors) + 2, y + 0.5, f"{run['best_accuracy']:.1f}{stopped}", **STRIP_TEXT)
 
 
-def draw_timeline_legend(axes, asterisk):
+def timeline_handles(asterisk):
+    """What the timeline's legend explains."""
     handles = [
-        Patch(color="black", label="off the image (inside < 0.05)"),
+        Patch(color="black", label="off the image"),
         Patch(facecolor="none", edgecolor="black", hatch="/////", linewidth=0, label="one map for all images"),
         Line2D([], [], color="black", marker="v", linewidth=0, markersize=7, label="loses its solution"),
     ]
     if asterisk:
-        label = "one map or not was not recorded"
+        label = "one map was not recorded"
         handles.append(Line2D([], [], linewidth=0, marker="$*$", color="black", label=label))
-    axes.legend(handles=handles, loc="center left")
-    axes.set_axis_off()
+    return handles
 
 
 def timeline(read):
-    """A strip a run, a cell an epoch, of the experiments without variants; the figure is as tall as they are many."""
-    require(runs=read.runs)
+    """A strip a run, a cell an epoch, of the experiments in the table of cures, in its order."""
+    groups = [seeds for experiment in CURES for seeds in study.group(standard_runs(experiment, read.runs))]
+    require(runs=groups)
     places, titles, top = [], {}, 0.0
-    for runs in sorted(study.group(study.pick(read.runs, variant=None)), key=lambda runs: runs[0]["dataset"]):
-        lines = wrap(f"{runs[0]['experiment']}: {runs[0]['title']}{data_suffix(runs[0])}", 32)
-        height = max(len(runs), 1.4 * len(lines))
+    for runs in groups:
+        lines = wrap(f"{runs[0]['experiment']}: {runs[0]['title'].removeprefix('normalized, ')}", 24)
+        height = max(len(runs), 1.5 * len(lines))
         middle = top + height / 2
         places += [(run, middle - len(runs) / 2 + i) for i, run in enumerate(runs)]
         titles["\n".join(lines)] = middle
         top += height + 0.8
     figure = Figure(figsize=(WIDTH, 0.11 * top + 1.3))
-    ratios = {"height_ratios": (1.2, top), "width_ratios": (3, 1, 3, 1)}
-    panels = figure.subplot_mosaic([["bar", ".", "legend", "."], ["strips"] * 4], gridspec_kw=ratios)
-    axes = panels["strips"]
+    axes = figure.subplots()
     for run, y in places:
         draw_strip(axes, run, y)
     last = max(len(run["history"]) for run, _ in places)
@@ -200,11 +207,12 @@ def timeline(read):
     axes.spines["left"].set_visible(False)
 
     colors = ScalarMappable(Normalize(-1, 1), SCALE_COLORS)
-    bar = figure.colorbar(colors, panels["bar"], orientation="horizontal", extend="both")
+    bar = figure.colorbar(colors, ax=axes, location="top", extend="both", aspect=40)
     shown = [scale for scale in SCALES if scale <= 2]
     bar.set_ticks(np.log2(shown), labels=[f"{scale:g}" for scale in shown])
     bar.ax.set_title("zooms in  \N{LEFTWARDS ARROW}  scale  \N{RIGHTWARDS ARROW}  shrinks the image")
-    draw_timeline_legend(panels["legend"], any(run["history"][0]["stn/spread"] is None for run, _ in places))
+    handles = timeline_handles(any(run["history"][0]["stn/spread"] is None for run, _ in places))
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
     return figure
 
 
@@ -222,16 +230,16 @@ def last_rows_by_rate(read):
     return curves
 
 
-def draw_curve(axes, dataset, rows_by_rate, tag, factor):
-    """Draws a figure of one data set over rate x factor; returns the smallest one that is off the image, or inf."""
+def draw_curve(axes, dataset, rows_by_rate, shift):
+    """Draws scale over the rate, of one data set; returns the smallest rate that is off the image, or inf."""
     color, marker = DATASETS[dataset]
     style = {"markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.4}
     medians, first_off = [], math.inf
     for rate, rows in rows_by_rate.items():
         beside = np.linspace(-0.05, 0.05, len(rows))  # each other
-        x = rate * factor * (1 + beside - beside.mean())
-        off = np.array([tag == "stn/scale" and collapsed([row]) is not None for row in rows])
-        values = np.where(off, math.inf, column(rows, tag))
+        x = rate * shift * (1 + beside - beside.mean())
+        off = np.array([collapsed([row]) is not None for row in rows])
+        values = np.where(off, math.inf, column(rows, "stn/scale"))
         medians.append(statistics.median(values))
         axes.plot(x[~off], values[~off], marker, color=color, **style)
         if off.any():
@@ -239,65 +247,38 @@ def draw_curve(axes, dataset, rows_by_rate, tag, factor):
             axes.plot(x[off], np.full(off.sum(), 1 if dataset == "mnist" else 0.95), marker, **edge, **style)
             first_off = min(first_off, x[off].min())
     medians = [math.nan if value == math.inf else value for value in medians]
-    axes.plot([rate * factor for rate in rows_by_rate], medians, color=color, zorder=1)
+    axes.plot([rate * shift for rate in rows_by_rate], medians, color=color, zorder=1)
     side = SIDES[dataset]
     label = f"{digits_of(dataset)} digits, {side} x {side}"
     axes.plot([], [], color=color, marker=marker, markersize=4, label=label)
     return first_off
 
 
-def draw_over_the_rate(axes, curves, tag, by_side=False):
-    """Draws a figure of the last epoch over the rate, a point a seed and a line through the medians.
+def rates(read):
+    """Scale after the last epoch over the localization net's learning rate, a line through each rate's median.
 
-    Of scale, runs that are off the image are black points at the top edge; in the medians they are larger than any.
-    `by_side` draws over rate x (side / 28)^2.
+    Runs that are off the image are black points at the top edge; in the medians they are larger than any.
     """
-    first_off = math.inf
-    for dataset, rows_by_rate in curves.items():
-        shift = 1 if len(curves) == 1 else 0.91 if dataset == "mnist" else 1.09
-        factor = shift * ((SIDES[dataset] / 28) ** 2 if by_side else 1)
-        first_off = min(first_off, draw_curve(axes, dataset, rows_by_rate, tag, factor))
+    curves = last_rows_by_rate(read)
+    figure = Figure(figsize=(WIDTH, 3.3))
+    axes = figure.subplots()
+    shifts = {"mnist": 0.91, "cluttered": 1.09} if len(curves) > 1 else {}  # beside each other
+    first_off = min(draw_curve(axes, dataset, rows, shifts.get(dataset, 1)) for dataset, rows in curves.items())
     if first_off < math.inf:
         at_the_edge = {"ha": "right", "va": "center", "transform": axes.get_xaxis_transform()}
         axes.text(first_off / 1.2, 0.975, "off the image \N{RIGHTWARDS ARROW}", **at_the_edge)
-    axes.set(xscale="log", xlabel=RATE_LABEL + (" x (side / 28)²" if by_side else ""), ylabel=LABELS[tag])
-    axes.xaxis.set_major_formatter("{x:g}")
-    if tag == "stn/scale":
-        axes.axhline(1, color="grey", linewidth=0.6, zorder=0)
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        axes.set_yticks(SCALES, map(str, SCALES))
-        axes.yaxis.minorticks_off()
-        axes.set_ylim(min(low, 0.8), max(high, 1.3) * 1.1)
-
-
-def rates(read):
-    """Scale after the last epoch over the localization net's learning rate, for the first screen."""
-    curves = last_rows_by_rate(read)
-    figure = Figure(figsize=(7, 3.3))
-    axes = figure.subplots()
-    draw_over_the_rate(axes, curves, "stn/scale")
-    axes.set_ylabel("scale after the last epoch")
+    axes.axhline(1, color="grey", linewidth=0.6, zorder=0)
+    axes.set(xscale="log", yscale="log", xlabel=RATE_LABEL, ylabel="scale after the last epoch")
+    low, high = axes.get_ylim()
+    axes.set_yticks(SCALES, map(str, SCALES))  # which moves the limits
     ticks = sorted({rate for rows_by_rate in curves.values() for rate in rows_by_rate})
     axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
     axes.minorticks_off()
+    axes.set_ylim(min(low, 0.8), max(high, 1.3) * 1.1)
     axes.legend(loc="upper left")
     beside = {"transform": axes.get_yaxis_transform(), "color": "dimgrey"}
     axes.text(1.01, 1.02, "shrinks\nthe image", va="bottom", **beside)
     axes.text(1.01, 0.98, "zooms in", va="top", **beside)
-    return figure
-
-
-def rates_full(read):
-    """All figures of the last epoch over the rate, and scale over the rate times the square of the images' side."""
-    curves = last_rows_by_rate(read)
-    figure = Figure(figsize=(WIDTH, 5.2))
-    panels = figure.subplot_mosaic([["stn/scale", "stn/inside", "stn/spread"], ["test/accuracy", "by side", "by side"]])
-    for tag in ("stn/scale", "stn/inside", "stn/spread", "test/accuracy"):
-        draw_over_the_rate(panels[tag], curves, tag)
-    panels["stn/spread"].set_yscale("log")
-    draw_over_the_rate(panels["by side"], curves, "stn/scale", by_side=True)
-    figure.legend(*panels["by side"].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
@@ -371,93 +352,125 @@ def failures(read):
     return figure
 
 
-# ------------------------------------------------------------------------------------------------- curves over epochs
+# ------------------------------------------------------------------------------------------------ the two failures
+
+FATES = ("failed", "zoomed out", "one map", "lasts")  # from the bottom to the top
+OPTIMIZERS = {"SGD": BLUE, "SGD, momentum": "#CC79A7", "Adam": VERMILION}
 
 
-def draw_seeds(axes, runs, tag):
-    """Draws a figure over the epochs, a thin line a seed, which changes its colour where it fails."""
-    for run in runs:
-        epochs, values = column(run["history"], "epoch"), column(run["history"], tag)
-        healthy = run["failed"] - 1 if run["failed"] else len(epochs)
-        axes.plot(epochs[:healthy], values[:healthy], color=BLUE)
-        axes.plot(epochs[max(0, healthy - 1) :], values[max(0, healthy - 1) :], color=VERMILION)
+def optimizer_kind(run):
+    return run["optimizer"].partition("(")[0] + ", momentum" * ("momentum" in run["optimizer"])
 
 
-def draw_behind(axes, runs, tag):
-    """Draws the runs that others are compared with, in grey behind them."""
-    for run in runs:
-        axes.plot(column(run["history"], "epoch"), column(run["history"], tag), color=GREY, zorder=1)
+def motion(read):
+    """What became of each run over its typical and its largest step, a colour an optimizer, a marker an image size."""
+    figures = {
+        "the typical step: its median, before it fails": lambda run: study.median_then(run, "stn/motion"),
+        "the largest step that was measured, up to its end or its failure": study.largest_motion,
+    }
+    runs = [run for run in read.runs if study.largest_motion(run) is not None]
+    require(motion_of_runs=runs)
+    figure = Figure(figsize=(WIDTH, 4.2))
+    panels = figure.subplots(2, 1, sharex=True, sharey=True)
+    shift = np.random.default_rng(0).uniform(-0.28, 0.28, len(runs))  # so that runs at one place are seen
+    for axes, (title, measure) in zip(panels, figures.items(), strict=True):
+        for run, up in zip(sorted(runs, key=run_sort_key), shift, strict=True):
+            style = {"color": OPTIMIZERS[optimizer_kind(run)], "marker": DATASETS[run["dataset"]][1]}
+            axes.plot(measure(run) or math.nan, FATES.index(study.fate(run)) + up, alpha=0.7, **style)
+        axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
+        axes.set_title(title, loc="left")
+    panels[0].set(xscale="log", ylim=(-0.5, len(FATES) - 0.5), yticks=range(len(FATES)), yticklabels=FATES)
+    panels[1].set_xlabel("motion of a step (pixels of the input)")
+    panels[1].xaxis.set_major_formatter("{x:g}")
+    handles = [Line2D([], [], color=color, linewidth=4, label=name) for name, color in OPTIMIZERS.items()]
+    for dataset in dict.fromkeys(run["dataset"] for run in runs):
+        label = f"{SIDES[dataset]} x {SIDES[dataset]}"
+        handles.append(Line2D([], [], color="black", linestyle="", marker=DATASETS[dataset][1], label=label))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    return figure
 
 
-def draw_legend(figure, *others):
-    """Says above the panels what `draw_seeds` draws, and the lines `others`."""
-    colors = {"a seed": BLUE, "a seed that has failed": VERMILION}
-    lines = [Line2D([], [], color=color, label=label) for label, color in colors.items()]
-    figure.legend(handles=[*lines, *others], loc="outside upper center", ncols=4)
+def dose(read):
+    """Accuracy over the limit of a step's motion, of experiments 26 and 35, a point a seed."""
+    doses = {name: study.group(standard_runs(experiment, read.runs)) for name, experiment in DOSES.items()}
+    require(runs_of_26_or_35=[seeds for groups in doses.values() for seeds in groups])
+    figure = Figure(figsize=(WIDTH, 3))
+    axes = figure.subplots()
+    limits = sorted({seeds[0]["max_motion"] or math.inf for groups in doses.values() for seeds in groups})
+    for (name, groups), marker, shift in zip(doses.items(), "os", (-0.08, 0.08), strict=True):
+        for seeds in groups:
+            color = OPTIMIZERS[optimizer_kind(seeds[0])]
+            x = limits.index(seeds[0]["max_motion"] or math.inf) + shift
+            for run in seeds:
+                late = statistics.median(row["test/accuracy"] for row in run["history"][10:20])
+                style = {"markerfacecolor": "none"} if run["failed"] else {}
+                axes.plot(x, late, marker, color=color, **style)
+        axes.plot([], [], marker, color=color, label=name)
+    axes.plot([], [], "o", color="grey", markerfacecolor="none", label="failed")
+    axes.set_xticks(range(len(limits)), ["none" if limit == math.inf else f"{limit:g}" for limit in limits])
+    axes.set(ylim=(0, 100), xlabel="limit of a step's motion (pixels)", ylabel="test accuracy,\nepochs 11 to 20 (%)")
+    axes.legend(loc="lower left")
+    return figure
 
 
-PUBLISHED = {"test/accuracy": "test_accuracy_percent", "test/loss": "test_loss"}  # columns of published_runs.csv
+def leaky(read):
+    """Spread over the epochs with Adam at 0.001, a line a seed up to its failure, leaky or not."""
+    figure = Figure(figsize=(WIDTH, 3))
+    axes = figure.subplots()
+    top, drawn = 0.4, []  # the digits' own places have 0.31; off the image it goes anywhere
+    for lines, experiment in ADAM_FACTORIAL.items():
+        style = {"color": BLUE if "leaky" in lines else VERMILION, "linestyle": "-" if "limited" in lines else "--"}
+        seeds = standard_runs(experiment, read.runs)
+        for run in seeds:
+            rows = run["history"][: run["failed"]]
+            axes.plot(column(rows, "epoch"), column(rows, "stn/spread"), **style)
+            if run["failed"]:
+                at = min(rows[-1]["stn/spread"], top)
+                axes.plot(run["failed"], at, "X", clip_on=False, color="black", markersize=6)
+        drawn += [Line2D([], [], label=f"{lines} ({experiment})", **style)] * bool(seeds)
+    require(runs_with_adam_at_0001=drawn)
+    drawn.append(Line2D([], [], color="black", marker="X", linestyle="", label="leaves the image"))
+    axes.set(xlim=(0, 100), ylim=(0, top), xlabel="epoch", ylabel="spread of the regions' centres")
+    figure.legend(handles=drawn, loc="outside upper center", ncols=3)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------- the document's runs
+
+PUBLISHED = {"test/accuracy": "test_accuracy_percent"}  # columns of published_runs.csv
 
 
 def compare(read, first, second):
-    """Test accuracy, test loss and train loss of two experiments, a row each, and the published runs."""
+    """Test accuracy and train loss of two experiments, a line a seed, pale once it has failed, and the published."""
     experiments = by_experiment(read.runs)
-    for experiment in (first, second):
+    figure = Figure(figsize=(WIDTH, 4.6))
+    panels = figure.subplots(2, 1, sharex=True)
+    handles = []
+    for experiment, color in ((first, VERMILION), (second, BLUE)):
         require(**{f"runs of experiment {experiment}": experiments.get(experiment)})
-    figure = Figure(figsize=(WIDTH, 4.4))
-    panels = figure.subplots(2, 3, sharex=True, sharey="col")
-    for row, experiment, other in zip(panels, (first, second), (second, first), strict=True):
         published = study.pick(read.published, experiment=f"classification_experiment_{experiment}")
-        for axes, tag in zip(row, ("test/accuracy", "test/loss", "train/loss"), strict=True):
-            draw_behind(axes, experiments[other], tag)
-            draw_seeds(axes, experiments[experiment], tag)
+        for axes, tag in zip(panels, ("test/accuracy", "train/loss"), strict=True):
+            for run in experiments[experiment]:
+                values, end = column(run["history"], tag), run["failed"] or len(run["history"])
+                epochs = column(run["history"], "epoch")
+                axes.plot(epochs[:end], values[:end], color=color)
+                axes.plot(epochs[end - 1 :], values[end - 1 :], color=color, alpha=0.2)
+                if run["failed"]:
+                    axes.plot(end, values[end - 1], "X", color=color, markeredgecolor="white", markersize=7, zorder=3)
             if tag in PUBLISHED:
                 theirs = column(published, "epoch"), column(published, PUBLISHED[tag])
-                axes.plot(*theirs, "--", color="black", linewidth=1.1)
+                axes.plot(*theirs, ":", color=color, linewidth=1.4)
             axes.set_ylabel(LABELS[tag])
         title = f"{experiment}: {experiments[experiment][0]['title']}"
-        row[0].set_title(title, loc="left", fontweight="bold")
-    for axes in panels[1]:
-        axes.set_xlabel("epoch")
-    dashed = Line2D([], [], color="black", linestyle="--", label="the published run")
-    draw_legend(figure, dashed, Line2D([], [], color=GREY, label="the other row's seeds"))
+        handles.append(Line2D([], [], color=color, linewidth=3, label=title))
+    handles.append(Line2D([], [], color="grey", marker="X", linestyle="", markersize=7, label="fails"))
+    handles.append(Line2D([], [], color="grey", linestyle=":", linewidth=1.4, label="as published"))
+    panels[-1].set_xlabel("epoch")
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
     return figure
 
 
-def cures(read):
-    """Accuracy, scale and gradient of the experiments on experiment 1's images, a row each, 1 behind."""
-    experiments = by_experiment(read.runs)
-    base = experiments.pop(1, [])
-    rows = [runs for runs in experiments.values() if base and all(runs[0][n] == base[0][n] for n in ("mean", "std"))]
-    require(**{"runs of experiment 1 and of others on the same images": rows})
-    figure = Figure(figsize=(WIDTH, 0.9 * len(rows) + 0.8))
-    tags = ("test/accuracy", "stn/scale", "train/grad_norm")
-    panels = figure.subplots(len(rows), 3, sharex=True, sharey="col", squeeze=False)
-    for axes in panels[0, 1:]:
-        axes.set_yscale("log")
-    for runs, row in zip(rows, panels, strict=True):
-        for axes, tag in zip(row, tags, strict=True):
-            draw_behind(axes, base, tag)
-            draw_seeds(axes, runs, tag)
-            if np.isnan(np.concatenate([column(run["history"], tag) for run in runs])).all():
-                write_not_recorded(axes)
-        title = "\n".join(wrap(f"{runs[0]['experiment']}: {runs[0]['title']}", 28))
-        label = f"{title}\n{study.count_failed(runs)} of {len(runs)} failed"
-        row[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8)
-    for axes, tag in zip(panels[0], tags, strict=True):
-        axes.set_title(LABELS[tag], fontweight="bold")
-    for axes in panels[-1]:
-        axes.set_xlabel("epoch")
-    panels[0, 0].set(ylim=(0, 100), yticks=(0, 50, 100))
-    panels[0, 1].set_ylim(0.45, 3)  # off the image it goes anywhere
-    panels[0, 1].set_yticks((0.5, 1, 2), ("0.5", "1", "2"))
-    for axes in panels[:, 1:].flat:
-        axes.minorticks_off()
-    draw_legend(figure, Line2D([], [], color=GREY, label=f"1: {base[0]['title']}"))
-    return figure
-
-
-# ------------------------------------------------------------------------------------------------------------------ why
+# ------------------------------------------------------------------------------------------------------------ sharpness
 
 
 def rate_color(rate):
@@ -529,47 +542,14 @@ def sharpness_over_scale(axes, read):
     axes.legend(loc="lower left", handlelength=1)
 
 
-def sharpness_over_epochs(axes, read):
-    """Draws rate x curvature, over the larger step, over the epochs of the runs of SGD, with the limit at 2.
-
-    A line a run, a colour an experiment, open points without a line once it has failed; grey are the runs that were
-    measured in one epoch. The rate is that of `rate_of_step`.
-    """
-    curves, larger = {}, steps_of(read.sharpness)[-1]
-    for row, run in with_runs(read):
-        if by_sgd(run) and row["step"] == larger and row["curvature"] > 0:
-            healthy = run["failed"] is None or row["epoch"] < run["failed"]
-            point = row["epoch"], rate_of_step(row, run) * row["curvature"]
-            curves.setdefault(run_key(row), []).append((healthy, point))
-    experiments = sorted({experiment for (experiment, *_), curve in curves.items() if len(curve) > 1})
-    for (experiment, *_), curve in curves.items():
-        if len(curve) == 1:
-            healthy, point = curve[0]
-            axes.plot(*point, ".", color=GREY, markerfacecolor=GREY if healthy else "none", zorder=1)
-            continue
-        color, marker = color_and_marker(experiments.index(experiment))
-        style = {"marker": marker, "color": color, "markersize": 4, "label": str(experiment)}
-        for healthy, line in ((False, {"linestyle": "", "markerfacecolor": "none"}), (True, {})):
-            points = [point for state, point in curve if state == healthy]
-            if points:
-                axes.plot(*zip(*points, strict=True), **style | line)
-    axes.axhline(2, color="black", linestyle="--", linewidth=1)
-    axes.text(1, 2, "2", transform=axes.get_yaxis_transform(), va="center")
-    last = max(row["epoch"] for row in read.sharpness)
-    axes.set(yscale="log", xlim=(0, 1.05 * last), xlabel="epoch", ylabel="learning rate x curvature")
-    axes.set_ylim(bottom=axes.get_ylim()[0] / 5)  # room for the legend
-    axes.set_title("the runs of SGD, by experiment")
-    draw_experiments_legend(axes, "lower right", ncols=4, columnspacing=1, handlelength=1)
-
-
 def left_over_the_rate(axes, handed_over, sharpness=None):
     """Draws what SGD leaves of solutions over its rate, a point a shuffle, a line through the medians of a solution.
 
     `handed_over` is what `study.solutions` yields, `sharpness` the rows of sharpness.csv: with it the solutions that
     it has, over rate x curvature, that over the larger step.
     """
-    numbers = sorted({first["experiment"] for first, *_ in handed_over})
-    for first, left, _ in handed_over:
+    numbers = sorted({first["experiment"] for first, _ in handed_over})
+    for first, left in handed_over:
         curvature = 1
         if sharpness is not None:
             found = study.curvatures(first, sharpness)
@@ -586,10 +566,10 @@ def left_over_the_rate(axes, handed_over, sharpness=None):
     axes.xaxis.set_major_formatter("{x:g}")
 
 
-def why(read):
-    """Curvature over scale, and what SGD leaves of solutions over its rate x their curvature, for the page."""
+def sharpness(read):
+    """Curvature over scale, and what SGD leaves of solutions over its rate x their curvature."""
     require(sharpness=read.sharpness, hand_over=read.handed_over)
-    figure = Figure(figsize=(WIDTH, 3.4))
+    figure = Figure(figsize=(8.5, 3.4))
     left, right = figure.subplots(1, 2)
     sharpness_over_scale(left, read)
     left_over_the_rate(right, list(study.solutions(read.handed_over)), read.sharpness)
@@ -600,118 +580,17 @@ def why(read):
     return figure
 
 
-def law(read):
-    """Learning rate x curvature over the epochs of SGD's runs; what SGD leaves of solutions over its rate."""
-    require(sharpness=read.sharpness, hand_over=read.handed_over)
-    figure = Figure(figsize=(WIDTH, 3.2))
-    left, right = figure.subplots(1, 2)
-    sharpness_over_epochs(left, read)
-    left_over_the_rate(right, list(study.solutions(read.handed_over)))
-    right.set(xlabel=RATE_LABEL, title="solutions handed over to SGD")
-    draw_experiments_legend(right, "lower left")
-    return figure
-
-
-FATES = ("failed", "zoomed out", "one map", "lasts")  # from the bottom to the top
-
-
-def motion(read):
-    """What became of each run over its motion, a point a run, a colour an optimizer, a marker an image size."""
-    runs = [run for run in read.runs if study.median_then(run, "stn/motion") is not None]
-    require(motion_of_runs=runs)
-    colors = {"SGD": BLUE, "SGD, momentum": "#CC79A7", "Adam": VERMILION}
-    figure = Figure(figsize=(WIDTH, 2.8))
-    axes = figure.subplots()
-    shift = np.random.default_rng(0).uniform(-0.28, 0.28, len(runs))  # so that runs at one place are seen
-    for run, up in zip(sorted(runs, key=run_sort_key), shift, strict=True):
-        optimizer = run["optimizer"].partition("(")[0] + ", momentum" * ("momentum" in run["optimizer"])
-        style = {"color": colors[optimizer], "marker": DATASETS[run["dataset"]][1]}
-        axes.plot(study.median_then(run, "stn/motion"), FATES.index(study.fate(run)) + up, alpha=0.7, **style)
-    for pixels in (study.SMALL, study.LARGE):
-        axes.axvline(pixels, color="black", linewidth=0.8, linestyle=":")
-    axes.set(xscale="log", xlabel="motion of a step (pixels of the input)", ylim=(-0.5, len(FATES) - 0.5))
-    axes.set_yticks(range(len(FATES)), FATES)
-    handles = [Line2D([], [], color=color, linewidth=4, label=name) for name, color in colors.items()]
-    for dataset, (_, marker) in DATASETS.items():
-        label = f"{SIDES[dataset]} x {SIDES[dataset]}"
-        handles.append(Line2D([], [], color="black", linestyle="", marker=marker, label=label))
-    figure.legend(handles=handles, loc="outside upper center", ncols=6)
-    return figure
-
-
-def hand_over(read):
-    """Each solution that was handed over to SGD, step by step, a line a shuffle, four solutions in a row."""
-    require(hand_over=read.handed_over)
-    titles = {run_key(run): run["title"] for run in read.runs}
-    solutions = [list(rows) for _, rows in groupby(read.handed_over, key=weights_key)]
-    rates = sorted({row["rate"] for row in read.handed_over})
-    colors = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(rates)))
-    styles = {rate: {"color": color, "linewidth": 0.8} for rate, color in zip(rates, colors, strict=True)}
-    styles[0] = {"color": "black", "linewidth": 1, "linestyle": ":"}
-    lines = math.ceil(len(solutions) / 4)
-    figure = Figure(figsize=(WIDTH, 2.3 * lines + 0.5))
-    panels = figure.subplots(lines, 4, sharex=True, sharey=True, squeeze=False)
-    for axes in panels.flat[len(solutions) :]:
-        axes.set_axis_off()
-    for axes, rows in zip(panels.flat, solutions, strict=False):
-        first = rows[0]
-        title = wrap(f"{first['experiment']}: {titles.get(run_key(first), '')}", 26)
-        weights = f"seed {first['seed']}, epoch {first['epoch']}, scale {first['stn/scale']:.2f}"
-        axes.set_title("\n".join([*title, weights]))
-        for (rate, _), curve in groupby(rows, key=lambda row: (row["rate"], row["shuffle"])):
-            curve = list(curve)
-            axes.plot(column(curve, "step"), column(curve, "test/accuracy"), **styles[rate])
-        axes.set_xscale("symlog", linthresh=1)
-        axes.set_xticks((0, 1, 10, 100, 400), ("0", "1", "10", "100", "400"))
-        axes.set(xlim=(0, 400), ylim=(0, 100))
-        axes.tick_params(labelbottom=True)
-    for axes in panels[:, 0]:
-        axes.set_ylabel(LABELS["test/accuracy"])
-    figure.supxlabel("steps of SGD", fontsize=8)
-    handles = [Line2D([], [], label=rate_head(rate), **styles[rate] | {"linewidth": 2}) for rate in rates]
-    figure.legend(handles=handles, loc="outside upper center", ncols=5, title=RATE_LABEL)
-    return figure
-
-
-def smoothing(read):
-    """The loss along a shift of the region, and its gradient against its change, of smoothing.csv's first solution."""
-    require(smoothing=read.shifted)
-    rows = [row for row in read.shifted if weights_key(row) == weights_key(read.shifted[0])]
-    drawn = sorted({row["image"] for row in rows if row["shift"] != 0})
-    figure = Figure(figsize=(WIDTH, 3.6))
-    places = [*drawn, *"...."][:4]  # as many images as there are
-    panels = figure.subplot_mosaic([[*places[:2], "all", "all"], [*places[2:], "all", "all"]])
-    panels["all"].axline((0, 0), slope=1, color="grey", linewidth=0.6)
-    for smoothed, color, marker, label in ((0, VERMILION, "o", "as they are"), (1, BLUE, "^", "smoothed")):
-        for image in drawn:
-            curve = study.pick(rows, smoothed=smoothed, image=image)
-            panels[image].plot(column(curve, "shift"), column(curve, "loss"), color=color)
-        unshifted = study.pick(rows, smoothed=smoothed, shift=0)
-        points = column(unshifted, "difference"), column(unshifted, "gradient")
-        panels["all"].plot(*points, marker, color=color, markersize=3, markeredgewidth=0, alpha=0.7, label=label)
-    for image in drawn:
-        panels[image].set(xlabel="shift (pixels)", ylabel="loss", title=f"test image {image}")
-        panels[image].set_xticks((-3, 0, 3))
-    panels["all"].set(xlabel="change of the loss over a pixel", ylabel="gradient (loss a pixel)")
-    panels["all"].set_title(f"{len(unshifted)} test images at no shift")
-    figure.legend(*panels["all"].get_legend_handles_labels(), loc="outside upper center", ncols=2, title="images")
-    return figure
-
-
 FIGURES = {
     "states.png": states,
+    "motion.png": motion,
+    "dose.png": dose,
+    "leaky.png": leaky,
+    "failures.png": failures,
     "timeline.png": timeline,
     "rates.png": rates,
-    "rates_full.png": rates_full,
-    "failures.png": failures,
     "classification_experiment_2_vs_1.png": lambda read: compare(read, 1, 2),
     "classification_experiment_3_vs_2.png": lambda read: compare(read, 2, 3),
-    "cures.png": cures,
-    "motion.png": motion,
-    "why.png": why,
-    "law.png": law,
-    "hand_over.png": hand_over,
-    "smoothing.png": smoothing,
+    "sharpness.png": sharpness,
 }
 
 
@@ -734,11 +613,10 @@ def make_figures(assets):
 
 
 def put_tables(assets):
-    """Puts the tables between their markers in the two READMEs."""
+    """Puts the tables between their markers in the pages: README.md, and those in the folder."""
     tables = make_tables(assets)
-    for page in (assets.parent / "README.md", assets / "README.md"):
-        if page.exists():
-            write(page, with_tables(page.read_text(encoding="utf-8"), tables).encode())
+    for page in (*assets.parent.glob("README.md"), *sorted(assets.glob("*.md"))):
+        write(page, with_tables(page.read_text(encoding="utf-8"), tables).encode())
 
 
 def make_page(assets=ASSETS):

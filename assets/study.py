@@ -1,9 +1,8 @@
 """What tables and figures read out of the CSV files: runs and their events, replays of failures, and solutions that
 were handed over to SGD."""
 
-import math
 import re
-from itertools import groupby, pairwise
+from itertools import groupby
 from statistics import median
 from types import SimpleNamespace
 
@@ -25,7 +24,6 @@ def read_all(assets):
         replays=[list(steps) for _, steps in replays],
         sharpness=read_table(assets / "sharpness.csv"),
         handed_over=read_table(assets / "hand_over.csv"),
-        shifted=read_table(assets / "smoothing.csv"),
         elsewhere=read_table(assets / "elsewhere.csv"),
         speed=read_table(assets / "speed.csv"),
     )
@@ -155,6 +153,15 @@ def median_then(run, tag):
     return median(values) if values and None not in values else None
 
 
+def largest_motion(run):
+    """The largest step that was measured, up to the run's end or the epoch in which it fails, or None.
+
+    Not fixed before the runs: found once `median_then` had been seen not to tell.
+    """
+    values = [row.get("stn/motion_max") for row in run["history"][: run["failed"]]]
+    return None if None in values else max(values)
+
+
 def localization_rate(optimizer):
     """The localization net's learning rate in what a run says of its optimizer, the largest if it has several."""
     groups = optimizer.partition("(")[2].rstrip(")").split("; ")
@@ -199,7 +206,6 @@ def alarm(history):
 # --------------------------------------------------------------------------------------------------------- measurements
 
 GRADIENT = "gradient of the localization net"
-BEFORE, NEAR = 200, 60  # steps: what a gradient is ranked among, and how far before step 0 the largest drop may lie
 
 
 def run_of_replay(steps, runs):
@@ -217,63 +223,26 @@ def best_before(steps, runs):
     return max((row["test/accuracy"] for row in earlier), default=0)
 
 
-def figure_that_fell(steps):
-    """The figure under 0.01 in step 0 that made it the failing one, "active" (hidden units), "inside" or "spread"."""
-    failing = next(step for step in steps if step["step"] == 0)
-    return next(figure for figure in ("active", "inside", "spread") if failing[figure] < 0.01)
-
-
-def largest_drop(steps, figure):
-    """The step, -60 to 0, in which a figure falls furthest from the step before, and by how much."""
-    pairs = [pair for pair in pairwise(steps) if -NEAR <= pair[1]["step"] <= 0]
-    before, after = max(pairs, key=lambda pair: pair[0][figure] - pair[1][figure])
-    return after["step"], before[figure] - after[figure]
-
-
-def gradient_rank(steps, at):
-    """Rank of the gradient in the step before step `at` among the 200 before it, their number, and what it is over
-    their median. 1 is the largest."""
-    before = [step[GRADIENT] for step in steps if at - BEFORE <= step["step"] < at]
-    last, usual = before[-1], median(before)
-    return 1 + sum(norm > last for norm in before), len(before), last / usual if usual else math.inf
-
-
 KEPT = 5  # points of accuracy that a solution may lose while it counts as kept
-READINGS = "smallest that does not keep it", "smallest at which most shuffles fall under 50 % on the way"
 
 
 def solutions(rows):
-    """Yields of each solution handed over its first row and two dicts, {(classifier's rate, rate): accuracies}.
+    """Yields of each solution handed over its first row and {(classifier's rate, rate): accuracies}.
 
-    The first dict's accuracies are those after the last step, the second's the lowest on the way, in percent, one a
-    shuffle.
+    Accuracies are those after the last step, in percent, one a shuffle.
     """
     for _, steps in groupby(rows, key=weights_key):
-        rows_of_solution, left, lowest = list(steps), {}, {}
+        rows_of_solution, left = list(steps), {}
         for (*rates, _), curve in groupby(
             rows_of_solution, key=lambda row: (row["classifier_rate"], row["rate"], row["shuffle"])
         ):
-            accuracies = [row["test/accuracy"] for row in curve]
-            left.setdefault(tuple(rates), []).append(accuracies[-1])
-            lowest.setdefault(tuple(rates), []).append(min(accuracies))
-        yield rows_of_solution[0], left, lowest
+            left.setdefault(tuple(rates), []).append(list(curve)[-1]["test/accuracy"])
+        yield rows_of_solution[0], left
 
 
 def curvatures(solution, sharpness):
     """Returns {step: curvature} of a solution, out of the rows of sharpness.csv."""
     return {row["step"]: row["curvature"] for row in sharpness if weights_key(row) == weights_key(solution)}
-
-
-def losing_rates(first, left, lowest):
-    """Returns {reading: rate of the localization net at which SGD loses a solution of `solutions`, or None}.
-
-    The readings: the smallest rate that does not keep it, and the smallest at which the median shuffle's lowest
-    accuracy on the way is under 50 %.
-    """
-    enough = first["test/accuracy"] - KEPT
-    lost = [rate for (_, rate), accuracies in left.items() if rate and min(accuracies) <= enough]
-    falls = [rate for (_, rate), accuracies in lowest.items() if rate and median(accuracies) < 50]
-    return dict(zip(READINGS, (min(lost, default=None), min(falls, default=None)), strict=True))
 
 
 def sees_the_image(row):

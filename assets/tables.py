@@ -3,14 +3,12 @@
 import math
 import re
 from itertools import groupby
-from operator import itemgetter
 from statistics import median
 
-import numpy as np
 from scipy import stats
 
 from assets import ASSETS, study, survival
-from assets.records import run_key, weights_key
+from assets.records import run_key
 from common import RunError, collapsed, failed, lost_solution
 
 DEFINITIONS = {  # of a failure: the one that is used, and the others that a claim has to hold under
@@ -69,16 +67,6 @@ def run_label(run):
     return f"{run['experiment']}{variant}{data_suffix(run)}, seed {run['seed']}"
 
 
-def optimizer_label(optimizer):
-    """Class and learning rates of an optimizer, such as "SGD 0.001, 0.01"."""
-    rates = dict.fromkeys(f"{float(rate):.3g}" for rate in re.findall(r"\blr=([^\s,;)]+)", optimizer))
-    return f"{optimizer.partition('(')[0]} {', '.join(rates)}"
-
-
-def age_label(exploratory):
-    return "old, exploratory" if exploratory else "new"
-
-
 def failed_of(runs, **definition):
     return f"{study.count_failed(runs, **definition)} of {len(runs)}"
 
@@ -127,20 +115,6 @@ def over_last_10(runs):
 # ---------------------------------------------------------------------------------------------- tables of what happened
 
 
-def results(runs):
-    """Every experiment in a row; those of variants have tables of their own."""
-    columns = ["experiment", "mean", "std", "fill", "optimizer", "epochs", "runs failed"]
-    rows = []
-    for seeds in study.group(study.pick(runs, variant=None)):
-        mean, std, fill = (seeds[0][setting] for setting in ("mean", "std", "fill"))
-        black = fill != 0 and math.isclose(fill, -mean / std)
-        cells = [experiment_label(seeds[0]), mean, std, "black" if black else f"{fill:.4g}"]
-        cells += [optimizer_label(seeds[0]["optimizer"]), listed(dict.fromkeys(run["epochs"] for run in seeds))]
-        cells += [failed_of(seeds), middle_and_range(at_best(seeds, "test/accuracy"), 1)]
-        rows.append([*cells, middle(at_best(seeds, "stn/scale"))])
-    return markdown([*columns, "best accuracy, %", "scale at the best epoch"], rows)
-
-
 def all_results(runs):
     columns = ["experiment", "runs failed, exact 95 % interval", "failed in epoch, each seed"]
     columns += ["best accuracy, %", "over the last 10 epochs, %"]
@@ -181,32 +155,6 @@ def drift(runs):
     return markdown(columns, rows)
 
 
-DRIFT_SEEN = {2: 5, 3: 4, 6: 4, 7: 4, 8: 2, 10: 3, 11: 2, 15: 3, 16: 1}  # seeds that there were when it was found
-
-
-def drift_test(runs):
-    """Does scale change otherwise in runs with the localization net at 0.01 than in those with smaller steps?
-
-    The runs of `drift` on cluttered digits, but for those that end with one map for all images; p by Mann and Whitney's
-    exact test, two-sided. Experiments 12 and 14, at 0.01 for a part of the weights or of the steps, are in no group.
-    """
-    changes = {(old, full_steps): [] for old in (True, False) for full_steps in (True, False)}
-    for run in runs_that_lasted(study.pick(runs, **study.STANDARD)):
-        if run["experiment"] not in (12, 14) and not study.ends_with_one_map(run):
-            bounded = any(run.get(bound) is not None for bound in ("max_grad_norm", "max_motion"))
-            early, late = early_and_late_scale(run)
-            old = run["seed"] < DRIFT_SEEN.get(run["experiment"], 0)
-            changes[old, run["optimizer"] == study.SGD and not bounded].append(late - early)
-    rows = []
-    for old in (True, False):
-        full, smaller = changes[old, True], changes[old, False]
-        tested = full and smaller and not old  # the old ones suggested it
-        p = f"{stats.mannwhitneyu(full, smaller, method='exact').pvalue:.2g}" if tested else None
-        rows.append([age_label(old), len(full), middle_and_range(full), len(smaller), middle_and_range(smaller), p])
-    columns = ["seeds", "runs at 0.01", "change in scale", "runs with smaller steps", "change in scale", "p"]
-    return markdown(columns, rows)
-
-
 def afterwards(runs):
     """What became of the runs that collapsed and were trained to their last epoch."""
     columns = ["run", "collapsed in epoch", "inside meanwhile", "the same from epoch"]
@@ -234,20 +182,23 @@ def machines(runs):
 # ----------------------------------------------------------------------------------------- tables that answer something
 
 CURES = {  # what to change in one's own code, by the experiment that tried it
-    1: "nothing: `torch.optim.SGD(model.parameters(), lr=0.01)`",
-    4: "`F.grid_sample(images - black, grid) + black`, with `black = -mean / std`",
-    7: "`torch.optim.Adam(model.parameters(), lr=0.0001)`",
-    8: "`torch.optim.SGD(model.parameters(), lr=0.001)`",
-    9: "`torch.optim.Adam(model.parameters(), lr=0.001)`",
-    10: '`{"params": model.stn.parameters(), "lr": 0.001}`, the rest at 0.01',
-    11: "`clip_grad_norm_(model.parameters(), 1)`",
-    13: "`theta = theta.tanh()`",
-    14: "`clip_grad_norm_(model.parameters(), 25)`",
-    15: '`F.avg_pool2d(F.pad(images, (1, 1, 1, 1), "replicate"), 3, stride=1)` before `grid_sample`',
-    16: "that of 15, and `torch.optim.Adam(model.parameters(), lr=0.0001)`",
-    18: "no transformer, and `torch.optim.Adam(model.parameters(), lr=0.0001)`",
+    1: "nothing: `SGD(lr=0.01)`",
+    9: "nothing: `Adam(lr=0.001)`",
+    18: "no transformer: `Adam(lr=0.0001)`",
+    21: "both lines, `Adam(lr=0.001)`",
+    24: "both lines, `SGD(lr=0.01)`",
+    25: "both lines, `SGD(lr=0.01, momentum=0.9)`",
+    20: "`limit_motion` alone, `Adam(lr=0.001)`",
+    22: "`limit_motion` alone, `SGD(lr=0.01)`",
+    19: "`nn.LeakyReLU(0.1)` alone, `Adam(lr=0.001)`",
+    23: "`nn.LeakyReLU(0.1)` alone, `SGD(lr=0.01)`",
+    7: "`Adam(lr=0.0001)`",
+    27: "`Adam(lr=0.001)`, the localization net at 0.0001",
+    10: "`SGD(lr=0.01)`, the localization net at 0.001",
+    8: "`SGD(lr=0.001)`",
+    11: "`clip_grad_norm_(model.parameters(), 1)`, `SGD(lr=0.01)`",
+    15: "a 3 x 3 mean of the image, `SGD(lr=0.01)`",
 }
-BASELINES = (1, 18)  # what a cure is to be better than
 
 
 def standard_runs(experiment, runs):
@@ -261,24 +212,18 @@ def epochs_to(accuracy, runs):
 
 
 def cures(runs):
-    """What to change: the baselines first, then by the upper end of the exact interval of those that fail or end with
-    one map for all images, then by accuracy."""
+    """What to change, a row a cure, in the order of `CURES`."""
     rows = []
     for experiment, text in CURES.items():
         seeds = standard_runs(experiment, runs)
-        if not seeds:
-            continue
-        place = BASELINES.index(experiment) if experiment in BASELINES else len(BASELINES)
-        one_map = 0 if experiment in BASELINES else sum(map(study.ends_with_one_map, seeds))
-        accuracies = at_best(seeds, "test/accuracy")
-        cells = [text, experiment, listed(dict.fromkeys(run["epochs"] for run in seeds))]
-        cells.append(failed_of(seeds) + f", {one_map} with one map" * (one_map > 0))
-        cells += [middle_and_range(accuracies, 1), middle_and_range(over_last_10(seeds), 1)]
-        cells += [epochs_to(90, seeds), middle(at_best(seeds, "stn/scale"))]
-        bad = survival.interval(study.count_failed(seeds) + one_map, len(seeds))[1]
-        rows.append(((place, bad, -median(accuracies)), cells))
-    columns = ["in your code", "experiment", "epochs", "runs failed", "best accuracy, %", "over the last 10 epochs, %"]
-    return markdown([*columns, "epochs to 90 %", "scale"], [cells for _, cells in sorted(rows, key=itemgetter(0))])
+        if seeds:
+            one_map = sum(map(study.ends_with_one_map, seeds)) if experiment != 18 else 0
+            cells = [text, experiment, listed(dict.fromkeys(run["epochs"] for run in seeds))]
+            cells.append(failed_of(seeds) + f", {one_map} with one map" * (one_map > 0))
+            cells.append(middle_and_range(at_best(seeds, "test/accuracy"), 1))
+            rows.append([*cells, epochs_to(90, seeds), middle(at_best(seeds, "stn/scale"))])
+    columns = ["in your code", "experiment", "epochs", "runs failed", "best accuracy, %"]
+    return markdown([*columns, "epochs to 90 %", "scale"], rows)
 
 
 def fisher_cells(one, other):
@@ -330,7 +275,7 @@ COMPARED = (
     ("smoothed, with SGD", 15, 1),
     ("smoothed, with Adam", 16, 7),
     ("no transformer", 18, 7),
-    *(("the first convolutions at 0.01 std^2", 12, experiment) for experiment in (1, 4, 5, 2)),
+    ("the first convolutions at 0.01 std^2", 12, 1),
 )
 
 
@@ -386,49 +331,6 @@ def clipped(runs):
     return markdown(["experiment", "bound", "runs", "steps clipped in an epoch, %"], rows)
 
 
-def failing_step(runs, replays):
-    """The gradient in the step before each failure, and before the largest drop on the way there, among the 200 before.
-
-    Step 0 is where the replay says that the transformer failed; the largest drop is picked by what it did, and SGD's
-    steps are as long as their gradients, so that it shows less.
-    """
-    columns = ["run", "epoch", "best accuracy before, %", "what falls under 0.01", "gradient before step 0: rank"]
-    columns += ["over the median", "largest drop in step", "by", "gradient before it: rank", "over the median"]
-    rows = []
-    for steps in replays:
-        figure = study.figure_that_fell(steps)
-        drop, depth = study.largest_drop(steps, figure)
-        cells = [run_label(study.run_of_replay(steps, runs)), steps[0]["epoch"]]
-        cells += [f"{study.best_before(steps, runs):.1f}", figure]
-        for at, between in ((0, [drop, f"{depth:.2f}"]), (drop, [])):
-            rank, count, ratio = study.gradient_rank(steps, at)
-            cells += [f"{rank} of {count}", f"{ratio:.1f}", *between]
-        rows.append(cells)
-    return markdown(columns, rows)
-
-
-def failing_step_count(runs, replays):
-    """In how many replays of runs that failed the gradient is one of the two largest of 200.
-
-    By chance that is so in 1 of 100: p is that of a binomial test, two-sided, for the new ones, since the old ones
-    suggested it.
-    """
-    columns = ["replays", "had 50 % before", "number", "gradient before step 0 among the two largest of 200"]
-    ranks = {(old, learned): [] for old in (True, False) for learned in (True, False)}
-    for steps in replays:
-        if study.run_of_replay(steps, runs)["failed"]:
-            drop, _ = study.largest_drop(steps, study.figure_that_fell(steps))
-            kind = study.is_exploratory(steps[0]), study.best_before(steps, runs) > 50
-            ranks[kind].append([study.gradient_rank(steps, at)[0] for at in (0, drop)])
-    rows = []
-    for (old, learned), pairs in ranks.items():
-        cells = [sum(pair[i] <= 2 for pair in pairs) for i in (0, 1)]
-        if pairs and not old:
-            cells = [f"{top}, p = {stats.binomtest(top, len(pairs), 0.01).pvalue:.1g}" for top in cells]
-        rows.append([age_label(old), "yes" if learned else "no", len(pairs), *cells])
-    return markdown([*columns, "gradient before the largest drop"], rows)
-
-
 # ------------------------------------------------------------------------------------------------------------------ why
 
 
@@ -444,63 +346,22 @@ def rate_head(rate):
 def hand_over(rows, sharpness):
     """What is left of each solution after the last step of SGD, at each rate, and the largest rate that keeps it.
 
-    Beside it the rates of `losing_rates`, and 2 / curvature, the rate that the law foretells, over each of the steps of
-    sharpness.csv.
+    Beside it 2 / curvature, the rate that the law foretells, over each of the steps of sharpness.csv.
     """
     rates = sorted({(row["classifier_rate"], row["rate"]) for row in rows})
     columns = ["solution", "scale", "accuracy, %", *(rate_head(rate) for _, rate in rates)]
-    columns += ["largest rate that keeps it", *study.READINGS]
+    columns += ["largest rate that keeps it"]
     columns += [f"2 / curvature over {step}" for step in steps_of(sharpness)]
     lines = []
-    for first, left, lowest in study.solutions(rows):
+    for first, left in study.solutions(rows):
         cells = [f"{run_label(first)}, epoch {first['epoch']}"]
         cells += [f"{first['stn/scale']:.2f}", f"{first['test/accuracy']:.1f}"]
         cells += [middle_and_range(left.get(rate, []), 0) for rate in rates]
         enough = first["test/accuracy"] - study.KEPT
         kept = [rate for (_, rate), accuracies in left.items() if rate and min(accuracies) > enough]
-        cells += [max(kept, default=None), *study.losing_rates(first, left, lowest).values()]
+        cells.append(max(kept, default=None))
         found = study.curvatures(first, sharpness)
         lines.append(cells + [f"{2 / found[s]:.2g}" if s in found else None for s in steps_of(sharpness)])
-    return markdown(columns, lines)
-
-
-HANDED_OVER_FIRST = {(7, 3), (16, 0), (10, 0)}  # experiment and seed: the second reading comes from them
-
-
-def order_and_factor(pairs):
-    """Kendall's tau-b of pairs of rates and its p, and the largest factor between two of a pair, as cells."""
-    if len(pairs) < 3:
-        return None, None
-    tau, p = stats.kendalltau(*zip(*pairs, strict=True))
-    factor = max(max(rate / limit, limit / rate) for rate, limit in pairs)
-    return "-" if math.isnan(tau) else f"{tau:.2f}, p = {p:.2g}", f"{factor:.1f}"
-
-
-def hand_over_order(runs, rows, sharpness):
-    """Are sharper solutions lost at smaller rates, and how near to 2 / curvature?
-
-    By both readings of `losing_rates`, over each of the steps of sharpness.csv: Kendall's tau-b of that rate and of
-    2 / curvature, its p, a rough one since there are ties, and the largest factor between the two.
-    """
-    optimizers = {run_key(run): run["optimizer"] for run in runs}
-    groups = {"all": [], "of Adam": [], "handed over later": []}
-    for first, *accuracies in study.solutions(rows):
-        solution = study.losing_rates(first, *accuracies), study.curvatures(first, sharpness)
-        groups["all"].append(solution)
-        if optimizers.get(run_key(first), "").startswith("Adam"):
-            groups["of Adam"].append(solution)
-        if (first["experiment"], first["seed"]) not in HANDED_OVER_FIRST:
-            groups["handed over later"].append(solution)
-    columns, lines = ["rate", "solutions", "number"], []
-    for step in steps_of(sharpness):
-        columns += [f"order, over {step}: tau", "largest factor"]
-    for reading in study.READINGS:
-        for name, solutions in groups.items():
-            cells = [reading, name, len(solutions)]
-            for step in steps_of(sharpness):
-                pairs = [(lost[reading], 2 / found[step]) for lost, found in solutions if lost[reading] and found]
-                cells += order_and_factor(pairs)
-            lines.append(cells)
     return markdown(columns, lines)
 
 
@@ -528,21 +389,6 @@ def curvature_by_rate(runs, sharpness):
         lines.append(cells)
     columns = ["digits", "optimizer", "rate of the localization net", "runs", "scale"]
     return markdown([*columns, *(f"curvature over {step}" for step in steps_of(sharpness))], lines)
-
-
-def smoothing(rows):
-    """How far the gradient by a shift of the region is from the loss's change over a pixel, smoothed and not."""
-    columns = ["solution", "smoothed", "gradient, standard deviation", "change over a pixel, standard deviation"]
-    columns += ["the one over the other", "correlation"]
-    lines = []
-    unshifted = [row for row in rows if row["shift"] == 0]
-    for (*_, epoch, smoothed), images in groupby(unshifted, key=lambda row: (*weights_key(row), row["smoothed"])):
-        images = list(images)
-        gradients, changes = (np.array([row[name] for row in images]) for name in ("gradient", "difference"))
-        spreads = gradients.std(), changes.std()
-        cells = [f"{run_label(images[0])}, epoch {epoch}", "yes" if smoothed else "no", *(f"{x:.2f}" for x in spreads)]
-        lines.append([*cells, f"{spreads[0] / spreads[1]:.2f}", f"{np.corrcoef(gradients, changes)[0, 1]:.2f}"])
-    return markdown(columns, lines)
 
 
 # ------------------------------------------------------------------------------------------------- the two failures
@@ -731,23 +577,16 @@ def speed(rows):
 def make_tables(assets=ASSETS):
     """Returns {marker: table in Markdown, ending in a newline} of the CSV files in a folder."""
     read = study.read_all(assets)
-    of_runs = (results, all_results, drift, drift_test, afterwards, machines, cures, robustness, hazards, comparisons)
+    of_runs = (all_results, drift, afterwards, machines, cures, robustness, hazards, comparisons)
     tables = {function.__name__: function(read.runs) for function in (*of_runs, rates, clipped)}
     tables |= {function.__name__: function(read.runs) for function in (foretold, factorial, dose, alarms)}
-    of_replays = (failing_step, failing_step_count)
-    return (
-        tables
-        | {function.__name__: function(read.runs, read.replays) for function in of_replays}
-        | {
-            "hand_over": hand_over(read.handed_over, read.sharpness),
-            "hand_over_order": hand_over_order(read.runs, read.handed_over, read.sharpness),
-            "curvature_by_rate": curvature_by_rate(read.runs, read.sharpness),
-            "smoothing": smoothing(read.shifted),
-            "rivals": rivals(read.runs, read.sharpness),
-            "elsewhere": elsewhere(read.elsewhere),
-            "speed": speed(read.speed),
-        }
-    )
+    return tables | {
+        "hand_over": hand_over(read.handed_over, read.sharpness),
+        "curvature_by_rate": curvature_by_rate(read.runs, read.sharpness),
+        "rivals": rivals(read.runs, read.sharpness),
+        "elsewhere": elsewhere(read.elsewhere),
+        "speed": speed(read.speed),
+    }
 
 
 def with_tables(text, tables):

@@ -78,37 +78,81 @@ def test_where_spread_was_not_recorded_nothing_is_hatched():
     assert not figures.timeline_strip(rows)[1].any()
 
 
-def test_a_new_experiment_is_in_the_timeline_and_among_the_cures(assets):
+def test_the_timeline_has_a_strip_a_run_of_the_cures_in_their_order(assets):
     runs = [whole(history(*[FINE] * 100), 1), whole(history(*[FINE] * 80), 1, dataset="mnist")]
-    runs += [whole(history(*[FINE] * 120), 99), whole(history(*[FINE] * 29, OFF), 99, seed=1, epochs=120)]
-    runs += [whole(history(*[FINE] * 20), 17, variant=rate) for rate in ("0.001", "0.1")]
+    runs += [whole(history(*[FINE] * 120), 21), whole(history(*[FINE] * 29, OFF), 21, seed=1, epochs=120)]
+    runs += [whole(history(*[FINE] * 90), 7), whole(history(*[FINE] * 90), 99)]
     records.write_runs(runs, assets)
-
     axes = axes_of(figures.timeline(read_study(assets)), xlabel="epoch")
     titles = [" ".join(label.get_text().split()) for label in axes.get_yticklabels()]
-    assert titles == ["1: title of 1", "99: title of 99", "1: title of 1, plain digits"]
-    assert [image.get_extent()[:2] for image in axes.images] == [[0.5, n + 0.5] for n in (100, 120, 30, 80)]
+    assert titles == ["1: title of 1", "21: title of 21", "7: title of 7"]
+    assert [image.get_extent()[:2] for image in axes.images] == [[0.5, n + 0.5] for n in (100, 120, 30, 90)]
     texts = [text.get_text() for text in axes.texts]
-    assert "62.0" in texts and "53.0, stopped" in texts  # the best accuracies of experiment 99
-
-    figure = figures.cures(read_study(assets))
-    assert len(figure.axes) == 3  # one row
-    assert figure.axes[0].get_ylabel().replace("\xa0", " ") == "99: title of 99\n1 of 2 failed"
-    (grey,) = lines(figure.axes[0], figures.GREY)
-    assert len(grey[0]) == 100
+    assert "62.0" in texts and "53.0, stopped" in texts  # the best accuracies of experiment 21
 
 
-def test_experiments_on_other_images_are_no_cures(assets):
-    records.write_runs([whole(history(FINE), 1), whole(history(FINE), 2) | {"mean": 0, "std": 1}], assets)
-    with pytest.raises(figures.MissingError):
-        figures.cures(read_study(assets))
+# ----------------------------------------------------------------------------------------------------- the two failures
 
 
-def test_a_line_changes_its_colour_where_the_run_fails(assets):
-    records.write_runs([whole(history(FINE), 1), whole(history(*[FINE] * 4, *[OFF] * 3), 99)], assets)
-    scale = figures.cures(read_study(assets)).axes[1]
-    assert lines(scale, figures.BLUE) == [([1, 2, 3, 4], [0.5] * 4)]
-    assert lines(scale, figures.VERMILION) == [([4, 5, 6, 7], [0.5, 4, 4, 4])]
+def moved(experiment, seed, motions, failed=False, **columns):
+    """A run of ten epochs whose motion is (median, largest) in each."""
+    rows = history(*[FINE] * 9, OFF if failed else FINE)
+    for row in rows:
+        row |= dict(zip(("stn/motion", "stn/motion_max"), motions, strict=True))
+    return whole(rows, experiment, seed=seed, **columns)
+
+
+def test_a_run_is_a_point_over_its_median_and_its_largest_step(assets):
+    runs = [moved(26, 0, (0.1, 0.2), variant="0.1", optimizer="Adam(lr=0.001)"), moved(1, 0, (0.3, 20), failed=True)]
+    older = whole([row | {"stn/motion": None, "stn/motion_max": None} for row in history(FINE)], 2)
+    records.write_runs([*runs, older], assets)
+    typical, largest = figures.motion(read_study(assets)).axes
+    for axes, motions in ((typical, (0.3, 0.1)), (largest, (20, 0.2))):
+        *points, _ = axes.lines  # the last is the pixel
+        assert [line.get_xdata()[0] for line in points] == list(motions)
+        assert [round(line.get_ydata()[0]) for line in points] == [figures.FATES.index(f) for f in ("failed", "lasts")]
+        assert [line.get_color() for line in points] == [figures.BLUE, figures.VERMILION]
+
+
+def test_the_dose_has_a_point_a_seed_open_where_it_failed(assets):
+    def dosed(pixels, seed, accuracy, last=FINE):
+        rows = [row | {"test/accuracy": accuracy} for row in history(*[FINE] * 19, last)]
+        return whole(rows, 26, seed=seed, variant=str(pixels or "unlimited"), max_motion=pixels)
+
+    records.write_runs([dosed(0.1, 0, 94), dosed(0.1, 1, 92), dosed(3, 0, 80), dosed(None, 0, 11, OFF)], assets)
+    axes = figures.dose(read_study(assets)).axes[0]
+    points = [line for line in axes.lines if len(line.get_xdata())]
+    assert [round(line.get_xdata()[0]) for line in points] == [0, 0, 1, 2]
+    assert [line.get_ydata()[0] for line in points] == [94, 92, 80, 11]
+    assert [line.get_markerfacecolor() == "none" for line in points] == [False] * 3 + [True]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.1", "3", "none"]
+
+
+def test_spread_is_drawn_up_to_the_failure_leaky_or_not(assets):
+    dead, leaves = history(*[ONE_MAP] * 6), history(*[FINE] * 3, OFF, OFF)
+    records.write_runs([whole(dead, 9), whole(leaves, 19), whole(history(*[FINE] * 4), 21)], assets)
+    axes = figures.leaky(read_study(assets)).axes[0]
+    curves = [list(line.get_ydata()) for line in axes.lines]
+    assert curves == [[0.002] * 6, [0.3, 0.3, 0.3, 0.0], [0.0], [0.3] * 4]  # the third is the mark of the failure
+    dead, leaky, _, both = (line.get_color() for line in axes.lines)
+    assert leaky == both == figures.BLUE and dead == figures.VERMILION
+
+
+def test_two_experiments_are_compared_a_panel_a_measure_and_a_run_is_pale_once_it_failed(assets):
+    runs = [whole(history(*[FINE] * 4, *[OFF] * 3), 1), whole(history(*[FINE] * 7), 2)]
+    records.write_runs(runs, assets)
+    accuracy, loss = figures.compare(read_study(assets), 1, 2).axes
+    curves = [line for line in loss.lines if line.get_linestyle() == "-" and line.get_marker() == "None"]
+    drawn = [(line.get_color(), list(line.get_xdata()), line.get_alpha()) for line in curves]
+    assert drawn == [
+        (figures.VERMILION, [1, 2, 3, 4, 5], None),
+        (figures.VERMILION, [5, 6, 7], 0.2),
+        (figures.BLUE, [1, 2, 3, 4, 5, 6, 7], None),
+        (figures.BLUE, [7], 0.2),
+    ]
+    assert [list(line.get_xdata()) for line in loss.lines if line.get_marker() == "X"] == [[5]]
+    published = [line for line in accuracy.lines if line.get_linestyle() == ":"]
+    assert [len(line.get_xdata()) for line in published] == [100, 100]
 
 
 # ---------------------------------------------------------------------------------------------------------------- rates
@@ -127,9 +171,7 @@ def test_scale_over_the_rate_has_a_point_a_seed_and_those_off_the_image_at_the_e
     assert [ys for _, ys in points] == [[0.8, 0.9, 1.0], [1.2, 1.4], [1.9]]
     assert medians == pytest.approx([0.9, 1.4, np.nan], nan_ok=True)  # off the image is larger than any scale
     assert [ys for _, ys in lines(axes, "#000000")] == [[0.95], [0.95, 0.95]]  # of the height of the axes
-
-    by_side = axes_of(figures.rates_full(read_study(assets)), xlabel=f"{figures.RATE_LABEL} x (side / 28)²")
-    assert np.divide(lines(by_side, figures.VERMILION)[-1][0], xs) == pytest.approx((60 / 28) ** 2)
+    assert xs == [0.001, 0.01, 0.1]
 
 
 def test_one_rate_is_no_curve(assets):
@@ -176,7 +218,7 @@ def test_of_each_kind_the_failure_of_the_best_run_is_chosen_and_one_that_recorde
         figures.choose_failures(off, runs)
 
 
-# ------------------------------------------------------------------------------------------------------------------ why
+# ------------------------------------------------------------------------------------------------------------ sharpness
 
 
 def test_a_clipped_runs_rate_is_that_of_its_median_step():
@@ -202,9 +244,8 @@ def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is
     rows.append(rows[1] | {"seed": 5, "curvature": 77})  # of a run that is not in the study
     records.add_rows(assets / "sharpness.csv", rows)
 
-    over_scale, over_epochs = Figure().subplots(2)
+    over_scale = Figure().subplots()
     figures.sharpness_over_scale(over_scale, read_study(assets))
-    figures.sharpness_over_epochs(over_epochs, read_study(assets))
     limits = [line.get_ydata()[0] for line in over_scale.lines if line.get_linestyle() == "--"]
     assert limits == [2 / 0.001, 2 / 0.01]
     points = [line for line in over_scale.lines if line.get_marker() in "o^" and len(line.get_xdata())]
@@ -216,164 +257,45 @@ def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is
             *[("o", 0.6, curvature)] * 2,
             *[("o", 0.8, curvature)] * 2,
         ]
-    products = [list(line.get_ydata()) for line in over_epochs.lines]
-    assert products == [[2.0, 2.0, 2.0], [0.2, 0.2], [2, 2]]
-    assert [line.get_label() for line in over_epochs.lines[:2]] == ["1", "10"]
 
 
-def measured(number, seed, epoch):
-    """A row of sharpness.csv."""
-    return key(run([], number, seed), epoch=epoch, step=0.01, curvature=100, scale=0.8, inside=0.8, lr=0.01)
-
-
-def test_runs_of_an_experiment_have_one_colour_and_one_name_and_those_measured_once_are_grey(assets):
-    records.write_runs([whole(history(FINE), number, seed=seed) for number in (10, 2) for seed in (0, 1)], assets)
-    rows = [
-        measured(number, seed, epoch)
-        for number, seed, epochs in ((10, 0, (20, 40)), (10, 1, (20, 40)), (2, 0, (20, 40)), (2, 1, (20,)))
-        for epoch in epochs
-    ]
-    records.add_rows(assets / "sharpness.csv", rows)
-    axes = Figure().subplots()
-    figures.sharpness_over_epochs(axes, read_study(assets))
-    *curves, _ = axes.lines  # the last is the limit
-    two, once, ten, ten_again = (line.get_color() for line in curves)
-    assert ten == ten_again != two
-    assert once == figures.GREY not in (ten, two)
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["2", "10"]
-
-
-def test_curvatures_from_a_failure_on_are_open_points_without_a_line(assets):
-    runs = [whole(history(FINE, FINE, OFF, OFF, OFF), 1, seed=seed) for seed in (0, 1, 2)]
-    records.write_runs(runs, assets)
-    rows = [measured(1, 0, epoch) for epoch in (1, 2, 3, 5)]
-    rows += [measured(1, 1, 2), measured(1, 2, 3)]  # measured once: a grey point
-    records.add_rows(assets / "sharpness.csv", rows)
-    axes = Figure().subplots()
-    figures.sharpness_over_epochs(axes, read_study(assets))
-    failed, healthy, grey, grey_failed, _ = axes.lines
-    assert list(healthy.get_xdata()) == [1, 2] and healthy.get_linestyle() == "-"
-    assert list(failed.get_xdata()) == [3, 5] and failed.get_linestyle() == "None"
-    assert failed.get_markerfacecolor() == "none" != healthy.get_markerfacecolor()
-    assert grey.get_color() == grey_failed.get_color() == figures.GREY
-    assert grey_failed.get_markerfacecolor() == "none" != grey.get_markerfacecolor()
-
-
-def test_the_hand_over_has_a_panel_a_solution_and_a_line_a_shuffle(assets):
-    records.write_runs([whole(history(FINE), 7)], assets)
-    rows = [
-        key(run([], 7), epoch=epoch, shuffle=shuffle, rate=rate, step=step)
-        | {"stn/scale": 0.6, "test/accuracy": epoch - step}
-        for epoch in (50, 90)
-        for shuffle in (0, 1, 2)
-        for rate in (0.0001, 0.01, 0)
-        for step in (0, 1, 2, 5)
-    ]
-    records.add_rows(assets / "hand_over.csv", rows)
-    figure = figures.hand_over(read_study(assets))
-    *panels, third, fourth = figure.axes
-    assert not third.axison and not fourth.axison
-    assert [axes.get_title().split("\n")[-1] for axes in panels] == [
-        "seed 0, epoch 50, scale 0.60",
-        "seed 0, epoch 90, scale 0.60",
-    ]
-    for axes, start in zip(panels, (50, 90), strict=True):
-        assert len(axes.lines) == 9
-        assert {tuple(line.get_ydata()) for line in axes.lines} == {(start, start - 1, start - 2, start - 5)}
-        assert [line.get_linestyle() for line in axes.lines] == ["-", "-", ":"] * 3  # frozen: dotted
-    (legend,) = figure.legends
-    colors = {
-        text.get_text(): to_hex(line.get_color())
-        for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)
-    }
-    assert list(colors) == ["frozen", "0.0001", "0.01"] and len(set(colors.values())) == 3
-    drawn = [to_hex(line.get_color()) for line in panels[0].lines[:3]]
-    assert drawn == [colors["0.0001"], colors["0.01"], colors["frozen"]]
-
-
-def test_what_sgd_leaves_is_drawn_over_the_rate_and_over_the_rate_times_the_larger_step_s_curvature():
+def test_what_sgd_leaves_is_drawn_over_the_rate_times_the_larger_step_s_curvature():
     solution = key(run([], 7), epoch=20)
     sharp = [solution | {"step": step, "curvature": curvature} for step, curvature in ((0.01, 50), (0.1, 200))]
     handed_over = [  # as study.solutions has them
-        (solution, {(0.001, 0.01): [90, 20, 80], (0.001, 0.1): [10, 30, 20], (0.01, 0): [95, 95, 95]}, {}),
-        (solution | {"epoch": 50, "experiment": 16}, {(0.001, 0.01): [90, 91, 92]}, {}),
+        (solution, {(0.001, 0.01): [90, 20, 80], (0.001, 0.1): [10, 30, 20], (0.01, 0): [95, 95, 95]}),
+        (solution | {"epoch": 50, "experiment": 16}, {(0.001, 0.01): [90, 91, 92]}),  # its curvature is not known
     ]
-
-    def drawn(*sharpness):
-        axes = Figure().subplots()
-        figures.left_over_the_rate(axes, handed_over, *sharpness)
-        return [(line.get_color(), list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
-
-    (color, *medians), points, (other_color, *other), other_points = drawn()
-    assert medians == [[0.01, 0.1], [80, 20]] and points == (color, [0.01] * 3 + [0.1] * 3, [90, 20, 80, 10, 30, 20])
-    assert other == [[0.01], [91]] and other_points[0] == other_color != color
-    measured = drawn(sharp)  # the other solution's curvature is not known
-    assert measured == [(color, [2, 20], [80, 20]), (color, [2] * 3 + [20] * 3, points[2])]
+    axes = Figure().subplots()
+    figures.left_over_the_rate(axes, handed_over, sharp)
+    medians, points = ((list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines)
+    assert medians == ([2, 20], [80, 20]) and points == ([2] * 3 + [20] * 3, [90, 20, 80, 10, 30, 20])
 
 
 def test_no_two_experiments_look_alike():
     assert len({figures.color_and_marker(i) for i in range(40)}) == 40
 
 
-def test_the_law_s_limit_is_drawn_and_each_experiment_named_once(assets):
-    sharp = [measured(number, 0, 20) | {"curvature": 50, "step": step} for number in (1, 7) for step in (0.001, 0.01)]
-    handed = [
-        key(run([], 7), epoch=epoch, classifier_rate=0.001, rate=rate, shuffle=0, step=400)
-        | {"stn/scale": 0.6, "test/accuracy": 90}
-        for epoch in (20, 50)
-        for rate in (0.001, 0.01)
-    ]
-    records.write_runs([whole(history(FINE), 1), whole(history(FINE), 7, optimizer="Adam(lr=0.0001)")], assets)
-    for name, rows in (("sharpness", sharp), ("hand_over", handed)):
-        records.add_rows(assets / f"{name}.csv", rows)
-    (_, over_product), (over_epochs, over_rate) = (
-        figures.why(read_study(assets)).axes,
-        figures.law(read_study(assets)).axes,
-    )
-    for axes in (over_product, over_rate):
-        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["of experiment 7"]
-    assert [line.get_xdata()[0] for line in over_product.lines if line.get_linestyle() == "--"] == [2]
-    assert [line.get_ydata()[0] for line in over_epochs.lines if line.get_linestyle() == "--"] == [2]
-    assert [list(line.get_xdata()) for line in over_rate.lines[::2]] == [[0.001, 0.01]] * 2
-    assert [list(line.get_xdata()) for line in over_product.lines[::2]] == [[0.05, 0.5], [2, 2]]
-
-
-def test_the_loss_along_a_shift_is_drawn_with_and_without_smoothing(assets):
-    rows = [
-        key(run([]), epoch=epoch, image=image, smoothed=smoothed, shift=shift)
-        | {"loss": image + epoch, "gradient": 3, "difference": 4}
-        for epoch in (5, 10)
-        for image in range(6)
-        for smoothed in (0, 1)
-        for shift in ((-1, 0, 1) if image in (2, 3, 5) else (0,))
-    ]
-    records.add_rows(assets / "smoothing.csv", rows)
-    *shifted, against = figures.smoothing(read_study(assets)).axes
-    losses = {axes.get_title(): [list(line.get_ydata()) for line in axes.lines] for axes in (*shifted, against)}
-    assert losses.pop("6 test images at no shift")[1:] == [[3] * 6] * 2  # the first line is the diagonal
-    assert losses == {f"test image {image}": [[image + 5] * 3] * 2 for image in (2, 3, 5)}
-
-
 # ----------------------------------------------------------------------------------------------------------------- main
 
 
 def test_what_is_left_out_is_said(assets, capsys):
-    records.write_runs([whole(history(*[FINE] * 3), 2), whole(history(*[FINE] * 3), 3)], assets)
+    records.write_runs([whole(history(*[FINE] * 3), 2), whole(history(*[FINE] * 3), 1)], assets)
     figures.make_figures(assets)
     left_out = [line.split(": ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines()]
     made = [path.name for path in assets.glob("*.png")]
-    assert sorted(made) == ["classification_experiment_3_vs_2.png", "motion.png", "timeline.png"]
-    assert sorted(left_out + made) == sorted(figures.FIGURES) and "why.png" in left_out
+    assert sorted(made) == ["classification_experiment_2_vs_1.png", "motion.png", "timeline.png"]
+    assert sorted(left_out + made) == sorted(figures.FIGURES) and "sharpness.png" in left_out
 
 
 def test_older_and_newer_runs_are_drawn_together(assets):
     older = [whole([row | {"stn/spread": None} for row in history(*[FINE] * 6)], 1)]
     newer = [whole(history(*[FINE] * 6), 22, max_motion=0.1), whole(history(*[FINE] * 6), 1, dataset="enlarged")]
-    words = [whole(history(*[FINE] * 6), 26, variant=variant) for variant in ("0.03", "unlimited")]
+    words = [whole(history(*[FINE] * 20), 26, variant=variant) for variant in ("0.03", "unlimited")]
     rates = [whole(history(FINE), 17, variant=rate, dataset="enlarged") for rate in ("0.1", "0.2")]
     records.write_runs([*older, *newer, *words, *rates], assets)
     figures.make_figures(assets)
-    assert {"timeline.png", "cures.png", "rates.png"} <= {path.name for path in assets.glob("*.png")}
+    assert {"timeline.png", "dose.png", "rates.png"} <= {path.name for path in assets.glob("*.png")}
 
 
 def test_the_committed_figures_and_tables_are_made_of_the_committed_files(tmp_path, monkeypatch):
@@ -381,13 +303,14 @@ def test_the_committed_figures_and_tables_are_made_of_the_committed_files(tmp_pa
     assets.mkdir()
     for path in (*(ROOT / "assets").glob("*.csv"), ROOT / "assets" / "states.npz"):
         shutil.copy(path, assets)
-    text = "before ²\n<!-- results -->\nspoilt\n<!-- end of results -->\nafter ·\n"
-    for page in (tmp_path / "README.md", assets / "README.md"):
+    text = "before ²\n<!-- cures -->\nspoilt\n<!-- end of cures -->\nafter ·\n"
+    pages = (tmp_path / "README.md", assets / "README.md", assets / "more.md")
+    for page in pages:
         page.write_bytes(text.encode())
     figures.make_page(assets)
 
-    table = figures.make_tables(assets)["results"]
-    for page in (tmp_path / "README.md", assets / "README.md"):
+    table = figures.make_tables(assets)["cures"]
+    for page in pages:
         assert page.read_bytes().decode() == text.replace("spoilt\n", table)
     made = {path.name: imageio.imread(path) for path in assets.glob("*.png")}
     assert set(made) == set(figures.FIGURES)
@@ -397,7 +320,7 @@ def test_the_committed_figures_and_tables_are_made_of_the_committed_files(tmp_pa
 
 
 def test_every_figure_has_its_place_in_a_page():
-    pages = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "assets/README.md"))
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *(ROOT / "assets").glob("*.md")))
     assert [name for name in figures.FIGURES if name not in pages] == []
 
 

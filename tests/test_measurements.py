@@ -1,4 +1,4 @@
-"""Replays, sharpness, hand-over and smoothing measure a run as it was, and refuse what is none."""
+"""Replays, sharpness and hand-over measure a run as it was, and refuse what is none."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from torch import nn
 
 import common
 import stn
-from assets import hand_over, rebuild, replay, sharpness, smoothing
+from assets import hand_over, rebuild, replay, sharpness
 from assets.rebuild import SavedRun
 from assets.records import RUN_KEY, add_rows, read_folder, read_table, weights_key
 
@@ -63,7 +63,6 @@ def small(monkeypatch):
     monkeypatch.setattr(sharpness, "IMAGES", 64)
     monkeypatch.setattr(hand_over, "RATES", ((0.003, 0.001), (0, 0.01)))
     monkeypatch.setattr(hand_over, "STEPS", (0, 1, 9))
-    monkeypatch.setattr(smoothing, "SHIFTS", (-0.5, 0, 0.5))
 
 
 # -------------------------------------------------------------------------------------------------------------- rebuild
@@ -430,51 +429,6 @@ def test_the_steps_of_a_hand_over_are_those_of_a_run(folder):
     assert all(map(torch.equal, saved.model.parameters(), other.model.parameters()))
 
 
-# ------------------------------------------------------------------------------------------------------------ smoothing
-
-
-@pytest.fixture
-def shifted():
-    """A network in float64, a transformer to sample with, digits on black, their labels, and the identity."""
-    torch.manual_seed(0)
-    model = stn.STNClassifier(28).double().eval()
-    _, (images, labels), _ = common.load_canvases("mnist", "nowhere", "embedded", 384)
-    theta = torch.eye(2, 3, dtype=torch.double).repeat(len(images), 1, 1)
-    return model, stn.SpatialTransformer(28), images.double() / 255, labels, theta
-
-
-def test_a_shift_of_one_is_one_pixel_to_the_right(shifted):
-    model, sampler, images, labels, theta = shifted
-    moved = images.roll(-1, dims=3)
-    at_one, _ = smoothing.shifted_losses(*shifted, 1.0)
-    at_none, _ = smoothing.shifted_losses(model, sampler, moved, labels, theta, 0.0)
-    assert torch.allclose(at_one, at_none, rtol=1e-5)
-    assert not torch.allclose(at_one, smoothing.shifted_losses(*shifted, -1.0)[0], rtol=1e-5)
-
-
-def test_the_gradient_is_the_slope_of_the_loss(shifted):
-    _, gradient = smoothing.shifted_losses(*shifted, 0.25)
-    high, low = (smoothing.shifted_losses(*shifted, 0.25 + by)[0] for by in (1e-6, -1e-6))
-    assert torch.allclose(gradient, (high - low) / 2e-6, rtol=1e-3, atol=1e-6)
-
-
-def test_the_rows_have_the_change_over_one_pixel_with_and_without_smoothing(folder, tmp_path):
-    smoothing.add_smoothing(folder, 1, tmp_path)
-    before = (tmp_path / "smoothing.csv").read_text()
-    smoothing.add_smoothing(folder, 1, tmp_path)
-    assert (tmp_path / "smoothing.csv").read_text() == before
-
-    rows = read_table(tmp_path / "smoothing.csv")
-    assert len(rows) == 2 * (64 + smoothing.DRAWN * (len(smoothing.SHIFTS) - 1))
-    at = {(row["smoothed"], row["image"], row["shift"]): row for row in rows}
-    for smoothed in (0, 1):
-        for image in {row["image"] for row in rows if row["shift"] != 0}:
-            losses = [at[smoothed, image, shift]["loss"] for shift in (-0.5, 0.5)]
-            difference = at[smoothed, image, 0]["difference"]
-            assert difference == pytest.approx(losses[1] - losses[0], abs=1e-4)
-    assert sum(at[0, image, 0]["loss"] != at[1, image, 0]["loss"] for image in range(64)) == 64
-
-
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -485,15 +439,14 @@ def test_the_rows_have_the_change_over_one_pixel_with_and_without_smoothing(fold
         (sharpness, ["folder", "--every", "0"]),
         (hand_over, ["folder"]),
         (hand_over, ["folder", "1", "--shuffles", "0"]),
-        (smoothing, ["folder", "last"]),
-        (smoothing, ["folder", "1", "--slow"]),
+        (sharpness, ["folder", "--slow"]),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_2(command, arguments, monkeypatch, capsys):
     assert call(command, monkeypatch, capsys, *arguments)[0] == 2
 
 
-@pytest.mark.parametrize("command, more", [(sharpness, ()), (hand_over, (7,)), (smoothing, (7,))])
+@pytest.mark.parametrize("command, more", [(sharpness, ()), (hand_over, (7,))])
 def test_what_is_not_there_is_one_line_and_exit_code_1(command, more, folder, tmp_path, monkeypatch, capsys):
     code, line = call(command, monkeypatch, capsys, tmp_path / "none", *more)
     assert code == 1 and f"{tmp_path / 'none'} holds no run" in line

@@ -84,7 +84,7 @@ def test_read_and_written_again_the_committed_files_are_what_they_were(tmp_path)
     assert all({name: run[name] for name in common.summarize([])} == common.summarize(run["history"]) for run in runs)
 
 
-@pytest.mark.parametrize("name", ["failures", "sharpness", "hand_over", "smoothing"])
+@pytest.mark.parametrize("name", ["failures", "sharpness", "hand_over"])
 def test_a_measurement_added_again_leaves_its_committed_file_as_it_was(name, tmp_path):
     committed = ROOT / "assets" / f"{name}.csv"
     shutil.copy(committed, tmp_path / "some.csv")
