@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import experiment
+from made_up import history, run
 from test_tables import rows
 from torch import nn
 
@@ -273,39 +274,26 @@ def test_the_loader_gives_every_image_once_in_another_order_each_time(canvases):
     assert not torch.equal(*orders)
 
 
-def test_the_three_recipes_are_the_documents_and_experiments_7_and_21(canvases):
-    first, seven, two_lines = speed.make_loops(*canvases[0])
-    assert [loop[0].partition(":")[0] for loop in (first, seven, two_lines)] == ["3", "7", "21"]
-    assert first[0].endswith("the loop that everybody writes") and first[1].std == 1 and seven[1].std == 0.3081
-    assert first[3].func is speed.reference_epoch and seven[3].func is two_lines[3].func is common.train
-    assert two_lines[1].max_motion == 0.1 and first[1].max_motion is seven[1].max_motion is None
+def test_the_three_recipes_are_the_documents_and_experiments_7_and_21_each_timed_in_turn(
+    canvases, monkeypatch, tmp_path
+):
+    loops = speed.make_loops(*canvases[0])
+    assert list(loops) == [3, 7, 21] and [loop.args[0].std for loop in loops.values()] == [1, 0.3081, 0.3081]
+    assert [loop.func for loop in loops.values()] == [speed.reference_epoch, common.train, common.train]
+    assert [loop.args[0].max_motion for loop in loops.values()] == [None, None, 0.1]
 
+    clock, turns = [0.0], []
 
-def test_loops_take_turns_until_95_percent_or_their_time_is_up(monkeypatch):
-    clock, accuracies = [0.0], {"a": [50, 95, 99], "b": [80, 90, 91, 94, 94]}
+    def takes(number, seconds):
+        turns.append(number)
+        clock[0] += seconds
+
     monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
-    calls = {"a": 0, "b": 0}
-
-    def loop(name, seconds):
-        def train():
-            clock[0] += seconds
-            calls[name] += 1
-
-        return name, experiment(), type("Network", (), {"model": name}), train
-
-    def test(chosen, name):
-        clock[0] += 1000  # tests do not count
-        return {"test/accuracy": accuracies[name][calls[name] - 1]}
-
-    monkeypatch.setattr(common, "test", test)
-    found = list(speed.take_turns([loop("a", 7), loop("b", 20)], (), minutes=1))
-    assert [(row["what"], row["epoch"], row["seconds"], row["accuracy"]) for row in found] == [
-        ("a", 1, 7, 50),
-        ("b", 1, 20, 80),
-        ("a", 2, 14, 95),
-        ("b", 2, 40, 90),
-        ("b", 3, 60, 91),
-    ]
+    monkeypatch.setattr(speed, "make_loops", lambda *_: {n: lambda n=n: takes(n, 10 * n) for n in (3, 7)})
+    speed.write_speed(2, "nowhere", 384, tmp_path)
+    assert turns == [3, 7] * 3
+    timed = [(row["experiment"], row["epoch"], row["seconds"]) for row in records.read_table(tmp_path / "speed.csv")]
+    assert timed == [(3, 1, 30), (7, 1, 70), (3, 2, 30), (7, 2, 70)]  # the first round is the warm-up
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -338,25 +326,24 @@ def test_the_table_of_other_networks_has_the_last_row_of_each_seed():
     assert rows(tables.elsewhere([])) == []
 
 
-def test_the_table_of_speed_has_the_first_epoch_that_reaches_each_accuracy():
-    def epochs(what, *pairs):
-        return [
-            {"what": what, "epoch": epoch, "seconds": seconds, "accuracy": accuracy}
-            for epoch, (seconds, accuracy) in enumerate(pairs, start=1)
-        ]
+def test_the_table_of_speed_is_epochs_times_seconds():
+    def learns(at_90, at_95):
+        return history(*[(1, 80, 0.9)] * (at_90 - 1), *[(1, 91, 0.9)] * (at_95 - at_90), (1, 95, 0.9))
 
-    made = [*epochs("first", (60, 89.9), (120, 90), (300, 89), (600, 95.0))]
-    made += [*epochs("second", (30, 91), (90, 96)), *epochs("third", (30, 50), (66, 92))]
-    assert rows(tables.speed(made)) == [
-        ["first", "2.0", "2", "1.00", "10.0", "4", "1.00"],
-        ["second", "0.5", "1", "0.25", "1.5", "2", "0.15"],
-        ["third", "1.1", "2", "0.55", "-", "-", "-"],
+    runs = [run(learns(8, 20), 3, seed) for seed in (0, 1, 2)] + [run(learns(4, 10), 7), run(learns(3, 3)[:3], 21)]
+    seconds = [(3, 50), (7, 30), (21, 33), (3, 70), (7, 30), (21, 33), (3, 60), (7, 31), (21, 33)]
+    timed = [{"experiment": number, "seconds": s} for number, s in seconds]
+    assert rows(tables.speed(runs, timed)) == [
+        ["3: made up, the loop that everybody writes", "60", "8", "8.0", "1.00", "20", "20.0", "1.00"],
+        ["7: made up", "30", "4", "2.0", "0.25", "10", "5.0", "0.25"],
+        ["21: made up", "33", "3", "1.6", "0.21", "3", "1.6", "0.08"],
     ]
-    assert rows(tables.speed(made[:2] + made[4:]))[1] == ["second", "0.5", "1", "0.25", "1.5", "2", "-"]
-    assert rows(tables.speed([])) == []
+    runs[-1] = run(learns(3, 9)[:8], 21)  # never has 95 %
+    assert rows(tables.speed(runs, timed))[-1][-3:] == ["-"] * 3
+    assert rows(tables.speed(runs, [])) == []
 
 
-@pytest.mark.parametrize("command, arguments", [(elsewhere, ["--only=ours"]), (speed, ["--minutes=0"])])
+@pytest.mark.parametrize("command, arguments", [(elsewhere, ["--only=ours"]), (speed, ["--rounds=0"])])
 def test_arguments_that_cannot_be_end_in_a_line(command, arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["command", *arguments])
     with pytest.raises(SystemExit) as ended:
