@@ -183,7 +183,8 @@ def timeline_handles(asterisk):
 
 def timeline(read):
     """A strip a run, a cell an epoch, of the experiments in the table of cures, in its order."""
-    groups = [seeds for experiment in CURES for seeds in study.group(standard_runs(experiment, read.runs))]
+    picked = [study.pick(read.runs, **study.STANDARD, experiment=e, variant=variant) for e, variant in CURES]
+    groups = [seeds for seeds in picked if seeds]
     require(runs=groups)
     places, titles, top = [], {}, 0.0
     for runs in groups:
@@ -354,7 +355,6 @@ def failures(read):
 
 # ------------------------------------------------------------------------------------------------ the two failures
 
-FATES = ("failed", "zoomed out", "one map", "lasts")  # from the bottom to the top
 OPTIMIZERS = {"SGD": BLUE, "SGD, momentum": "#CC79A7", "Adam": VERMILION}
 
 
@@ -363,30 +363,32 @@ def optimizer_kind(run):
 
 
 def motion(read):
-    """What became of each run over its typical and its largest step, a colour an optimizer, a marker an image size."""
-    figures = {
-        "the typical step: its median, before it fails": lambda run: study.median_then(run, "stn/motion"),
-        "the largest step that was measured, up to its end or its failure": study.largest_motion,
-    }
-    runs = [run for run in read.runs if study.largest_motion(run) is not None]
+    """The largest step of each run over its typical one, a colour an optimizer, a marker an image size; X is a failure.
+
+    A run that failed in its first epoch has no typical step and is left out.
+    """
+    runs = [run for run in read.runs if study.median_then(run, "stn/motion") and study.largest_motion(run)]
     require(motion_of_runs=runs)
-    figure = Figure(figsize=(WIDTH, 4.2))
-    panels = figure.subplots(2, 1, sharex=True, sharey=True)
-    shift = np.random.default_rng(0).uniform(-0.28, 0.28, len(runs))  # so that runs at one place are seen
-    for axes, (title, measure) in zip(panels, figures.items(), strict=True):
-        for run, up in zip(sorted(runs, key=run_sort_key), shift, strict=True):
-            style = {"color": OPTIMIZERS[optimizer_kind(run)], "marker": DATASETS[run["dataset"]][1]}
-            axes.plot(measure(run) or math.nan, FATES.index(study.fate(run)) + up, alpha=0.7, **style)
-        axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
-        axes.set_title(title, loc="left")
-    panels[0].set(xscale="log", ylim=(-0.5, len(FATES) - 0.5), yticks=range(len(FATES)), yticklabels=FATES)
-    panels[1].set_xlabel("motion of a step (pixels of the input)")
-    panels[1].xaxis.set_major_formatter("{x:g}")
-    handles = [Line2D([], [], color=color, linewidth=4, label=name) for name, color in OPTIMIZERS.items()]
+    figure = Figure(figsize=(WIDTH, 3.8))
+    axes = figure.subplots()
+    for run in sorted(runs, key=run_sort_key):
+        wrong = study.fate(run) in ("failed", "zoomed out")
+        place = study.median_then(run, "stn/motion"), study.largest_motion(run)
+        style = {"color": OPTIMIZERS[optimizer_kind(run)], "markeredgecolor": "white", "alpha": 0.8}
+        axes.plot(*place, "X" if wrong else DATASETS[run["dataset"]][1], markersize=10 if wrong else 6, **style)
+    for draw in (axes.axvline, axes.axhline):
+        draw(1, color="black", linewidth=0.8, linestyle=":")
+    axes.set(xscale="log", yscale="log", xlabel="the typical step: its median (pixels)")
+    axes.set_ylabel("the largest step\nthat was measured (pixels)")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    kinds = {optimizer_kind(run) for run in runs}
+    handles = [Line2D([], [], color=OPTIMIZERS[kind], linewidth=4, label=kind) for kind in OPTIMIZERS if kind in kinds]
     for dataset in dict.fromkeys(run["dataset"] for run in runs):
-        label = f"{SIDES[dataset]} x {SIDES[dataset]}"
+        label = f"lasts, {SIDES[dataset]} x {SIDES[dataset]}"
         handles.append(Line2D([], [], color="black", linestyle="", marker=DATASETS[dataset][1], label=label))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    handles.append(Line2D([], [], color="black", linestyle="", marker="X", markersize=9, label="fails or zooms out"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure
 
 
