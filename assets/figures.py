@@ -73,6 +73,7 @@ def read_study(assets):
     """What the figures are of: the runs on all images of the full digits, the measurements, and the published runs."""
     read = study.read_all(assets)
     read.runs = study.pick(read.runs, **study.FULL)
+    read.whole = study.without_repeats(read.runs)
     read.published = read_table(assets / "published_runs.csv")
     read.states = np.load(assets / "states.npz") if (assets / "states.npz").exists() else None
     return read
@@ -183,7 +184,7 @@ def timeline_handles(asterisk):
 
 def timeline(read):
     """A strip a run, a cell an epoch, of the experiments in the table of cures, in its order."""
-    picked = [study.pick(read.runs, **study.STANDARD, experiment=e, variant=variant) for e, variant in CURES]
+    picked = [study.pick(read.whole, **study.STANDARD, experiment=e, variant=variant) for e, variant in CURES]
     groups = [seeds for seeds in picked if seeds]
     require(runs=groups)
     places, titles, top = [], {}, 0.0
@@ -224,7 +225,7 @@ def last_rows_by_rate(read):
     """Returns {dataset: {rate: the last row of each seed}} of experiment 17."""
     curves = {
         dataset: {rate: [run["history"][-1] for run in runs] for rate, runs in runs_by_rate.items()}
-        for dataset, runs_by_rate in study.by_rate(read.runs).items()
+        for dataset, runs_by_rate in study.by_rate(read.whole).items()
     }
     if all(len(rows_by_rate) < 2 for rows_by_rate in curves.values()):
         raise MissingError("no runs at several learning rates of the localization net")
@@ -394,7 +395,7 @@ def motion(read):
 
 def dose(read):
     """Accuracy over the limit of a step's motion, of experiments 26 and 35, a point a seed."""
-    doses = {name: study.group(standard_runs(experiment, read.runs)) for name, experiment in DOSES.items()}
+    doses = {name: study.group(standard_runs(experiment, read.whole)) for name, experiment in DOSES.items()}
     require(runs_of_26_or_35=[seeds for groups in doses.values() for seeds in groups])
     figure = Figure(figsize=(WIDTH, 3))
     axes = figure.subplots()
@@ -422,7 +423,7 @@ def leaky(read):
     top, drawn = 0.4, []  # the digits' own places have 0.31; off the image it goes anywhere
     for lines, experiment in ADAM_FACTORIAL.items():
         style = {"color": BLUE if "leaky" in lines else VERMILION, "linestyle": "-" if "limited" in lines else "--"}
-        seeds = standard_runs(experiment, read.runs)
+        seeds = standard_runs(experiment, read.whole)
         for run in seeds:
             rows = run["history"][: run["failed"]]
             axes.plot(column(rows, "epoch"), column(rows, "stn/spread"), **style)
@@ -444,7 +445,7 @@ PUBLISHED = {"test/accuracy": "test_accuracy_percent"}  # columns of published_r
 
 def compare(read, first, second):
     """Test accuracy and train loss of two experiments, a line a seed, pale once it has failed, and the published."""
-    experiments = by_experiment(read.runs)
+    experiments = by_experiment(read.whole)
     figure = Figure(figsize=(WIDTH, 4.6))
     panels = figure.subplots(2, 1, sharex=True)
     handles = []

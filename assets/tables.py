@@ -579,15 +579,16 @@ def speed(runs, rows):
 def make_tables(assets=ASSETS):
     """Returns {marker: table in Markdown, ending in a newline} of the CSV files in a folder."""
     read = study.read_all(assets)
-    of_runs = (all_results, drift, afterwards, machines, cures, robustness, hazards, comparisons)
-    tables = {function.__name__: function(read.runs) for function in (*of_runs, rates, clipped)}
-    tables |= {function.__name__: function(read.runs) for function in (foretold, factorial, dose, alarms)}
+    of_runs = (all_results, drift, afterwards, cures, robustness, hazards, comparisons)
+    whole = study.without_repeats(read.runs)
+    tables = {function.__name__: function(whole) for function in (*of_runs, rates, clipped, factorial, dose)}
+    tables |= {function.__name__: function(read.runs) for function in (machines, foretold, alarms)}
     return tables | {
         "hand_over": hand_over(read.handed_over, read.sharpness),
         "curvature_by_rate": curvature_by_rate(read.runs, read.sharpness),
         "rivals": rivals(read.runs, read.sharpness),
         "elsewhere": elsewhere(read.elsewhere),
-        "speed": speed(read.runs, read.speed),
+        "speed": speed(whole, read.speed),
     }
 
 

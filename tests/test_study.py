@@ -122,6 +122,12 @@ def test_a_beginning_is_left_out_for_the_longer_run_with_its_settings():
     ]
 
 
+def test_a_repeat_over_fewer_epochs_is_left_out_and_a_run_that_was_stopped_is_not():
+    runs = [run(LASTS), run(STOPPED, seed=1), run(LASTS[:30], seed=5, epochs=30), run(LASTS[:30], 2, epochs=30)]
+    kept = study.without_repeats(runs)
+    assert [(r["experiment"], r["seed"]) for r in kept] == [(1, 0), (1, 1), (2, 0)]
+
+
 def test_rates_are_the_numbers_among_experiment_17_s_variants():
     runs = [run(LASTS, 17, seed, variant=variant) for variant in ("0.1", "0.02", "frozen") for seed in (0, 1)]
     runs += [run(LASTS, 17, variant="0.02", dataset="mnist"), run(LASTS, 17, variant="0.02", limit=600)]
