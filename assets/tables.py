@@ -424,6 +424,7 @@ def rivals(runs, sharpness):
         "learning rate x gradient norm": lambda run: times_rate(run, study.median_then(run, "train/grad_norm")),
         "learning rate x curvature": lambda run: times_rate(run, curvature_then(run, sharpness)),
         "learning rate": lambda run: study.localization_rate(run["optimizer"]),
+        "largest step, found afterwards": study.largest_motion,
     }
     measured = [run for run in study.pick(runs, digits="full") if study.median_then(run, "stn/motion") is not None]
     rows = []
