@@ -2,11 +2,9 @@
 
 Jaderberg, Simonyan, Zisserman, Kavukcuoglu: Spatial Transformer Networks, 2015, https://arxiv.org/abs/1506.02025
 
-This file needs torch alone and can be copied as it is. Before a classifier of your own:
+This file needs torch alone and can be copied as it is. Before a classifier of your own, for RGB of 64 x 96 pixels:
 
-    from stn import SpatialTransformer, limit_motion
-
-    transformer = SpatialTransformer(in_size=(64, 96), out_size=32, channels=3, slope=0.1)  # RGB, 64 x 96 pixels
+    transformer = SpatialTransformer(in_size=(64, 96), out_size=32, channels=3, slope=0.1)
     model = torch.nn.Sequential(transformer, classifier)  # the classifier sees (N, 3, 32, 32)
 
     with limit_motion(transformer.theta, images[:16], transformer) as step:  # images: those of the training step
@@ -17,13 +15,14 @@ and log `step.motion`, and `scale`, `inside` and `spread` of `transformer.theta(
 
 import math
 from contextlib import contextmanager
+from functools import partial
 from numbers import Integral
 from types import SimpleNamespace
 
 import torch
-import torch.fx
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
+from torch.nn.utils import get_total_norm
 
 
 def sides(size):
@@ -34,13 +33,13 @@ def sides(size):
     return int(pair[0]), int(pair[1])
 
 
-@torch.fx.wrap  # torch.fx takes such a function as a whole, and what is in it need not be traced
+@fx.wrap  # torch.fx takes such a function as a whole, and what is in it need not be traced
 def check_images(images, channels: int, height: int, width: int):
-    if images.dim() != 4 or list(images.shape[1:]) != [channels, height, width]:
+    if list(images.shape[1:]) != [channels, height, width]:
         raise ValueError(f"images are {list(images.shape)}, but should be [N, {channels}, {height}, {width}]")
 
 
-@torch.fx.wrap
+@fx.wrap
 def linear(features, weight, bias):
     """F.linear without autocast: in 8 bits, a region of 512 pixels could be placed to a pixel or two only."""
     if torch.jit.is_scripting():
@@ -49,21 +48,17 @@ def linear(features, weight, bias):
         return F.linear(features.to(weight.dtype), weight, bias)
 
 
-def resample(images, theta, fill, height: int, width: int):
-    dtype = torch.promote_types(torch.promote_types(images.dtype, theta.dtype), torch.float32)
-    grid = F.affine_grid(theta.to(dtype), [images.size(0), 1, height, width], align_corners=False)
-    return (F.grid_sample(images.to(dtype) - fill, grid, align_corners=False) + fill).to(images.dtype)
-
-
-@torch.fx.wrap
-def sample(images, theta, fill, height: int, width: int):
-    """`SpatialTransformer.sample`. In float32 at least, whatever autocast says; the result in the images' type."""
-    if images.size(0) == 0:
-        return images.new_empty([0, images.size(1), height, width])
+@fx.wrap
+def affine_grid(theta, height: int, width: int):
+    """F.affine_grid without autocast and in float32 at least, for the same reason; of no images too."""
+    theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
+    size = [theta.size(0), 1, height, width]
+    if theta.size(0) == 0:
+        return theta.new_empty([0, height, width, 2])
     if torch.jit.is_scripting():
-        return resample(images, theta, fill, height, width)
-    with torch.autocast(images.device.type, enabled=False):
-        return resample(images, theta, fill, height, width)
+        return F.affine_grid(theta, size, align_corners=False)
+    with torch.autocast(theta.device.type, enabled=False):
+        return F.affine_grid(theta, size, align_corners=False)
 
 
 class Regression(nn.Linear):
@@ -89,8 +84,7 @@ class SpatialTransformer(nn.Module):
         channels: of the images, in and out; 1 for grey, 3 for RGB.
         slope: of the localization net's LeakyReLUs where their input is negative; 0 for ReLUs, whose units can die.
 
-    Raises:
-        ValueError: `in_size` is too small, a size is neither a side nor (height, width), or `fill` is not finite.
+    Raises ValueError if `in_size` is too small, a size is neither a side nor (height, width), or `fill` is not finite.
     """
 
     def __init__(self, in_size, out_size=28, fill=0.0, channels=1, slope=0.0):
@@ -103,10 +97,7 @@ class SpatialTransformer(nn.Module):
         if min(self.in_size) < 18:
             raise ValueError(f"in_size is {in_size}, but the localization net needs images of at least 18 x 18 pixels")
         height, width = (((side - 6) // 2 - 4) // 2 for side in self.in_size)  # of the last feature map
-
-        def activation():
-            return nn.LeakyReLU(slope) if slope else nn.ReLU()
-
+        activation = partial(nn.LeakyReLU, slope) if slope else nn.ReLU
         self.localization = nn.Sequential(
             nn.Conv2d(channels, 8, kernel_size=7),
             nn.MaxPool2d(2),
@@ -133,7 +124,9 @@ class SpatialTransformer(nn.Module):
 
         Returns (N, C, *out_size).
         """
-        return sample(images, theta, self.fill, *self.out_size)
+        grid = affine_grid(theta, *self.out_size)
+        above_fill = images - self.fill.to(grid.dtype)
+        return (F.grid_sample(above_fill, grid.to(above_fill.dtype), align_corners=False) + self.fill).to(images.dtype)
 
     def forward(self, images):
         """Resamples images (N, channels, *in_size) to (N, channels, *out_size)."""
@@ -190,13 +183,9 @@ def inside(theta, out_size=28):
     only fill.
     """
     height, width = sides(out_size)
-    theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
-    count = torch.zeros((), dtype=torch.int64, device=theta.device)
-    with torch.autocast(theta.device.type, enabled=False):
-        for part in theta.split(64):  # the grids of all images at once could be gigabytes
-            grid = F.affine_grid(part, [len(part), 1, height, width], align_corners=False)
-            count += (grid.abs() <= 1).all(dim=-1).sum()
-    return count.to(theta.dtype) / (len(theta) * height * width)
+    parts = theta.split(64)  # the grids of all images at once could be gigabytes
+    counts = [(affine_grid(part, height, width).abs() <= 1).all(dim=-1).sum() for part in parts]
+    return sum(counts) / (len(theta) * height * width)
 
 
 def spread(theta):
@@ -218,7 +207,7 @@ def motion(before, after, size):
     `before` and `after` are (N, 2, 3), `size` the side of the input images in pixels, or (height, width). Raises
     ValueError if these are not their shapes.
     """
-    if before.dim() != 3 or before.shape[1:] != (2, 3) or after.shape != before.shape:
+    if before.shape[1:] != (2, 3) or after.shape != before.shape:
         raise ValueError(f"theta is {list(before.shape)} and {list(after.shape)}, but should be [N, 2, 3] both times")
     height, width = sides(size)
     dtype = torch.promote_types(before.dtype, torch.float32)
@@ -227,32 +216,17 @@ def motion(before, after, size):
     return (squares * change.new_tensor([width / 2, height / 2]) ** 2).sum(dim=1).mean().sqrt()
 
 
-@torch.no_grad()
-def predict_in_eval_mode(predict, images, modules):
-    """Returns predict(images) without autocast, the modules in eval mode, and as they were afterwards."""
-    training = {module: module.training for each in modules for module in each.modules()}
+@contextmanager
+def eval_mode(net):
+    """Eval mode for every module of a net within the block, and afterwards the mode that each was in."""
+    modes = {module: module.training for module in net.modules()}
     try:
-        for module in training:
+        for module in modes:
             module.training = False
-        with torch.autocast(images.device.type, enabled=False):
-            return predict(images)
+        yield
     finally:
-        for module, mode in training.items():
+        for module, mode in modes.items():
             module.training = mode
-
-
-def shorten(step, parameters, old, pixels, moved):
-    """Takes parameters back along a step that began at `old` until `moved()` is at most `pixels`."""
-    new = [parameter.detach().clone() for parameter in parameters]
-    finite = all(parameter.isfinite().all() for parameter in new)
-    while step.kept and not (finite and step.motion <= pixels):
-        # motion is about proportional to the step, so that the first try is mostly the last
-        step.kept *= 0.99 * min(1, (pixels / step.motion).nan_to_num(0).item()) if finite else 0
-        step.kept = step.kept if step.kept > 1e-6 else 0.0
-        with torch.no_grad():
-            for parameter, start, end in zip(parameters, old, new, strict=True):
-                parameter.copy_(torch.lerp(start, end, step.kept) if step.kept else start)
-        step.motion, finite = moved(), True
 
 
 @contextmanager
@@ -276,11 +250,10 @@ def limit_motion(predict, images, modules, pixels=0.1):
         modules: the localization net, a module or several; they are in eval mode while `theta` is predicted.
         pixels: of the images, over 0; `math.inf` measures and limits nothing.
 
-    Raises:
-        ValueError: an argument is none of these, or the modules have no parameters.
+    Raises ValueError if an argument is none of these, or the modules have no parameters.
     """
-    modules = [modules] if isinstance(modules, nn.Module) else list(modules)
-    parameters = list(dict.fromkeys(parameter for module in modules for parameter in module.parameters()))
+    net = nn.ModuleList([modules] if isinstance(modules, nn.Module) else modules)
+    parameters = list(net.parameters())
     if not pixels > 0:
         raise ValueError(f"pixels is {pixels}, but should be over 0")
     if not parameters:
@@ -290,14 +263,25 @@ def limit_motion(predict, images, modules, pixels=0.1):
     if images.is_floating_point():
         images = images.to(parameters[0].dtype)  # they may be half of it under autocast
 
-    before = predict_in_eval_mode(predict, images, modules)
-    old = [parameter.detach().clone() for parameter in parameters]
+    def theta():
+        with eval_mode(net), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            return predict(images)
+
+    before, old = theta(), [parameter.detach().clone() for parameter in parameters]
     step = SimpleNamespace(motion=None, kept=1.0)
     yield step
 
-    def moved():
-        return motion(before, predict_in_eval_mode(predict, images, modules), images.shape[2:])
-
-    step.motion = moved()
-    if pixels < math.inf:
-        shorten(step, parameters, old, pixels, moved)
+    step.motion = motion(before, theta(), images.shape[2:])
+    if pixels == math.inf:
+        return
+    new = [parameter.detach().clone() for parameter in parameters]
+    if not get_total_norm(new, math.inf).isfinite():
+        step.motion *= math.nan
+    while step.kept and not step.motion <= pixels:
+        # Motion is about proportional to the step, so that the first try is mostly the last.
+        step.kept *= 0.99 * (pixels / step.motion).item()
+        if not step.kept > 1e-6:  # or it is nan
+            step.kept, new = 0.0, old
+        for parameter, start, end in zip(parameters, old, new, strict=True):
+            parameter.detach().copy_(torch.lerp(start, end, step.kept))
+        step.motion = motion(before, theta(), images.shape[2:])

@@ -288,7 +288,7 @@ def test_arguments_that_cannot_be_are_refused_with_what_was_given():
         "pixels is nan, but": (images, model.stn, math.nan),
         r"images are \[1, 28, 28\], but": (images[0], model.stn, 0.1),
         r"images are \[0, 1, 28, 28\], but": (images[:0], model.stn, 0.1),
-        r"modules are \[ReLU\(\)\], but": (images, nn.ReLU(), 0.1),
+        r"modules are ReLU\(\), but": (images, nn.ReLU(), 0.1),
         r"modules are \[\], but": (images, [], 0.1),
     }
     for message, (given, modules, pixels) in refused.items():
