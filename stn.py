@@ -22,7 +22,6 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.utils import get_total_norm
 
 
 def sides(size):
@@ -120,13 +119,11 @@ class SpatialTransformer(nn.Module):
         return self.fc_loc(self.localization(images).flatten(1)).view(-1, 2, 3)
 
     def sample(self, images, theta):
-        """Resamples images (N, C, H, W), of any range of values, with `theta` (N, 2, 3), bilinearly.
-
-        Returns (N, C, *out_size).
-        """
+        """Resamples images (N, C, H, W), of any range of values, with `theta` (N, 2, 3), to (N, C, *out_size)."""
         grid = affine_grid(theta, *self.out_size)
-        above_fill = images - self.fill.to(grid.dtype)
-        return (F.grid_sample(above_fill, grid.to(above_fill.dtype), align_corners=False) + self.fill).to(images.dtype)
+        shifted = images - self.fill.to(grid.dtype)  # so that fill is 0; in the grid's precision if that is higher
+        sampled = F.grid_sample(shifted, grid.to(shifted.dtype), align_corners=False)  # bilinearly
+        return (sampled + self.fill).to(images.dtype)
 
     def forward(self, images):
         """Resamples images (N, channels, *in_size) to (N, channels, *out_size)."""
@@ -137,8 +134,7 @@ class STNClassifier(nn.Module):
     """A spatial transformer, and a small convolutional network that classifies what it returns.
 
     Args:
-        in_size: side of the grey input images in pixels, or (height, width), at least 18.
-        fill: value sampled outside the image, see `SpatialTransformer`.
+        in_size, fill: see `SpatialTransformer`; the images are grey.
         transformer: called like `SpatialTransformer`; its `out_size`, 16 pixels or more, is what the classifier sees.
     """
 
@@ -179,8 +175,7 @@ def scale(theta):
 def inside(theta, out_size=28):
     """Fraction (0 to 1, a scalar tensor) of the sampling grids' points that lie within the image, [-1, 1] x [-1, 1].
 
-    `theta` is (N, 2, 3), `out_size` the side of the output in pixels, or (height, width). At 0 the transformer sees
-    only fill.
+    At 0 the transformer sees only fill. `theta` is (N, 2, 3), `out_size` the output's side, or (height, width).
     """
     height, width = sides(out_size)
     parts = theta.split(64)  # the grids of all images at once could be gigabytes
@@ -204,8 +199,7 @@ def motion(before, after, size):
     The root of the mean square over the images and over the region, in closed form: the mean of u u^T over the output's
     [-1, 1] x [-1, 1] is I / 3. A bilinear sample's gradient holds between neighbouring pixels, that is for a pixel.
 
-    `before` and `after` are (N, 2, 3), `size` the side of the input images in pixels, or (height, width). Raises
-    ValueError if these are not their shapes.
+    `before` and `after` are (N, 2, 3), else it raises ValueError; `size` is the input's side, or (height, width).
     """
     if before.shape[1:] != (2, 3) or after.shape != before.shape:
         raise ValueError(f"theta is {list(before.shape)} and {list(after.shape)}, but should be [N, 2, 3] both times")
@@ -275,8 +269,8 @@ def limit_motion(predict, images, modules, pixels=0.1):
     if pixels == math.inf:
         return
     new = [parameter.detach().clone() for parameter in parameters]
-    if not get_total_norm(new, math.inf).isfinite():
-        step.motion *= math.nan
+    if not all(parameter.isfinite().all() for parameter in new):
+        step.motion *= math.nan  # else a bias of -inf before a ReLU would not show in theta
     while step.kept and not step.motion <= pixels:
         # Motion is about proportional to the step, so that the first try is mostly the last.
         step.kept *= 0.99 * (pixels / step.motion).item()
