@@ -138,6 +138,17 @@ def test_a_step_that_is_too_long_goes_back_along_itself(dtype):
         assert torch.allclose(parameter, before[name] - part * parameter.grad, rtol=1e-4, atol=1e-7), name
 
 
+@pytest.mark.parametrize("shift", [torch.sqrt, torch.sign])
+def test_a_step_is_shortened_until_it_is_short_enough_and_taken_back_if_it_never_is(shift):
+    """The region moves by the root of the step, so that the first try is too long, or however short the step is."""
+    layer, right = nn.Linear(1, 1, bias=False), torch.tensor([[0, 0, 1.0], [0, 0, 0]])
+    layer.weight.data.zero_()
+    with limit_motion(lambda _: (EYE + shift(layer.weight) * right)[None], torch.rand(1, 1, 28, 28), layer) as step:
+        layer.weight.data.fill_(1)
+    assert layer.weight.item() == pytest.approx(step.kept)
+    assert 0.095 < step.motion <= 0.1 if shift is torch.sqrt else step.kept == step.motion == 0
+
+
 @pytest.mark.parametrize("pixels", [1e3, math.inf])
 @pytest.mark.parametrize("network", [ours, Tutorial])
 def test_a_step_that_is_short_enough_is_left_as_it_is_to_the_last_bit(network, pixels):
