@@ -6,7 +6,6 @@ A script calls `run_experiment` and nothing else. The loop over the epochs is `r
 import argparse
 import atexit
 import ctypes
-import errno
 import inspect
 import io
 import json
@@ -45,9 +44,9 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
-from torchvision.transforms.functional import to_pil_image, to_tensor
-from torchvision.utils import make_grid
+from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm, trange
 
 import stn
@@ -74,20 +73,18 @@ def one_line(error):
 
 
 def say(line, file=None):
-    """Prints a line between the progress bars; where nobody reads any more, the run goes on without."""
+    """Prints a line between the progress bars; where that cannot be done any more, the run goes on without."""
     file = file or sys.stdout
     try:
         tqdm.write(line, file=file)
         file.flush()
-    except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):  # a pipe whose reader has ended, a terminal that was closed
-            raise
+    except OSError:  # a pipe whose reader has ended, a terminal that was closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 # --------------------------------------------------------------------------------------------------------------- digits
 
-UNPACKED = {
+UNPACKED = {  # MNIST's files and their MD5; torchvision knows those of the archives
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
@@ -95,51 +92,27 @@ UNPACKED = {
 }
 
 
-class MNIST(torchvision.datasets.MNIST):
-    """torchvision's MNIST verifies the archives that it downloads; this one verifies what was unpacked as well."""
-
-    def _check_exists(self):
-        return all(check_integrity(Path(self.raw_folder, name), md5) for name, md5 in UNPACKED.items())
-
-
 def fetch_mnist(data_dir):
-    """Returns MNIST's training and test set, downloaded into `data_dir` if they are not there.
+    """Unpacks MNIST in `data_dir`, from its archives there or downloaded ones, unless it is there and whole.
 
-    A download that fails leaves nothing there: files are put in place once all are whole. Raises ConnectionError if
-    there are none and none are to be had, RunError if what is there is damaged and no whole file is to be had instead,
-    OSError if `data_dir` cannot be written.
+    Raises ConnectionError if it cannot be downloaded; all files are as they were then, also damaged ones.
     """
-    try:
-        return MNIST(data_dir, train=True), MNIST(data_dir, train=False)  # writes nothing: the folder may be read-only
-    except RuntimeError:
-        pass  # not there, or not whole
     raw = Path(data_dir, "MNIST", "raw")
-    damaged = [
-        raw / name
-        for name, md5 in [*UNPACKED.items(), *MNIST.resources]
-        if (raw / name).exists() and not check_integrity(raw / name, md5)
-    ]
-    Path(data_dir).mkdir(parents=True, exist_ok=True)
+    if all(check_integrity(raw / name, md5) for name, md5 in UNPACKED.items()):
+        return  # nothing is written: the folder may be read-only
+    raw.mkdir(parents=True, exist_ok=True)
     socket.setdefaulttimeout(10)
     with tempfile.TemporaryDirectory(prefix=".download", dir=data_dir) as beside:
         fresh = Path(beside, "MNIST", "raw")
         fresh.mkdir(parents=True)
-        for name, md5 in MNIST.resources:
-            if check_integrity(raw / name, md5):
-                shutil.copy(raw / name, fresh)  # to be unpacked only
+        for archive in raw.glob("*.gz"):
+            shutil.copy(archive, fresh)  # torchvision downloads those that are not whole
         try:
             MNIST(beside, download=True)
         except (RuntimeError, URLError, HTTPException, TimeoutError, ConnectionError) as error:
-            if damaged:
-                raise RunError(
-                    f"{damaged[0]} is damaged (its MD5 is wrong) and no whole one can be downloaded: "
-                    f"put a whole one there, or remove it, or choose another --data-dir ({one_line(error)})"
-                ) from error
             raise ConnectionError(one_line(error)) from error
-        raw.mkdir(parents=True, exist_ok=True)
         for path in fresh.iterdir():
             path.replace(raw / path.name)  # whole, whoever else does the same meanwhile
-    return MNIST(data_dir, train=True), MNIST(data_dir, train=False)
 
 
 def load_digits(data_dir, digits="auto"):
@@ -155,23 +128,23 @@ def load_digits(data_dir, digits="auto"):
         "embedded". Images are uint8 (N, 28, 28), 0 is black, labels int64 (N,), 0 to 9.
 
     Raises:
-        RunError: files are there but damaged, or `digits` is "full" and MNIST cannot be downloaded.
+        RunError: `digits` is "full", and MNIST is not there, or damaged, and cannot be downloaded.
         OSError: `data_dir` cannot be read or written.
     """
     if digits != "embedded":
         try:
-            return *((mnist.data.numpy(), mnist.targets.numpy()) for mnist in fetch_mnist(data_dir)), "full"
+            fetch_mnist(data_dir)
+            sets = [MNIST(data_dir, train=train) for train in (True, False)]
+            return *((mnist.data.numpy(), mnist.targets.numpy()) for mnist in sets), "full"
         except ConnectionError as error:
+            failed = f"MNIST is not in {data_dir}, or damaged, and cannot be downloaded"
             if digits == "full":
                 raise RunError(
-                    f"MNIST is not in {data_dir} and cannot be downloaded: copy its files to {data_dir}/MNIST/raw, "
-                    f"or use --digits embedded ({error})"
+                    f"{failed}: copy its files to {data_dir}/MNIST/raw, or use --digits embedded ({error})"
                 ) from error
-            line = (
-                f"!!! MNIST is not in {data_dir} and cannot be downloaded: going on with the 5,000 EMBEDDED digits !!!"
-            )
-            for part in ("!" * len(line), line, "!" * len(line), f"({error})"):
-                say(part, sys.stderr)
+            line = f"!!! {failed}: going on with the 5,000 EMBEDDED digits !!!"
+            bar = "!" * len(line)
+            say(f"{bar}\n{line}\n{bar}\n({error})", sys.stderr)
     with np.load(EMBEDDED) as file:
         images, labels = file["images"], file["labels"].astype(np.int64)
     return (images[:4000], labels[:4000]), (images[4000:], labels[4000:]), "embedded"
@@ -285,15 +258,14 @@ def parts(module, held, name=""):
 
 
 def describe_optimizer(optimizer, model):
-    """Its class, and each parameter group's options that are not the class's defaults, and what the group holds."""
-    defaults, groups = inspect.signature(type(optimizer)).parameters, []
+    """Its class, and each parameter group's rate, options that are not the class's defaults, and what it holds."""
+    parameters, groups = inspect.signature(type(optimizer)).parameters, []
+    known = {name: parameter.default for name, parameter in parameters.items() if name != "lr"}
     for group in optimizer.param_groups:
         group = group | {"lr": group.get("initial_lr", group["lr"])}  # as it was before a scheduler
-        known = [key for key in group if key in defaults and key != "lr" and group[key] == defaults[key].default]
-        options = ", ".join(
-            f"{key}={value}" for key, value in group.items() if key not in ["params", "initial_lr", *known]
-        )
-        held = ", ".join(parts(model, {id(parameter) for parameter in group["params"]}))
+        held = ", ".join(parts(model, {id(parameter) for parameter in group.pop("params")}))
+        group.pop("initial_lr", None)
+        options = ", ".join(f"{key}={value}" for key, value in group.items() if known.get(key) != value)
         groups.append(f"{options} on {held}" if held else options)
     return f"{type(optimizer).__name__}({'; '.join(groups)})"
 
@@ -310,38 +282,22 @@ def describe_scheduler(scheduler):
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What defines an experiment and, with the command line's choices, a run. The arguments of `run_experiment`.
+    """What defines an experiment and, with the command line's choices, a run. The arguments of `run_experiment`."""
 
-    Fields:
-        name: of the script's file, without .py; no argument.
-        title: what sets the experiment apart, short enough for a legend.
-        mean, std: the network sees (image - mean) / std of images in [0, 1].
-        make_optimizer: called with the `stn.STNClassifier`, returns its torch.optim.Optimizer.
-        epochs: to train for.
-        fill: value that the transformer samples outside the normalized image.
-        transformer: the transformer's class, or what else is called like `stn.SpatialTransformer`.
-        max_grad_norm: bound of the norm of the whole gradient, by `clip_grad_norm_`; None for none.
-        max_motion: bound of a step's motion in pixels of the input, by `stn.limit_motion`; None for none.
-        make_scheduler: called with the optimizer, returns its torch.optim.lr_scheduler, stepped once an epoch.
-        penalty: called with `theta` (N, 2, 3) of a batch, returns a scalar that is added to the loss trained on.
-        variant: what tells the runs of a script that makes several apart, a number or a word.
-        dataset, digits, limit, seed: as on the command line, which goes before them and before `epochs`.
-    """
-
-    name: str
-    title: str
-    mean: float
+    name: str  # of the script's file, without .py; no argument
+    title: str  # what sets the experiment apart, short enough for a legend
+    mean: float  # the network sees (image - mean) / std of images in [0, 1]
     std: float
-    make_optimizer: Any
-    epochs: int
-    fill: float = 0.0
-    transformer: Any = stn.SpatialTransformer
-    max_grad_norm: float | None = None
-    max_motion: float | None = None
-    make_scheduler: Any = None
-    penalty: Any = None
-    variant: Any = None
-    dataset: str = "cluttered"
+    make_optimizer: Any  # called with the `stn.STNClassifier`, returns its torch.optim.Optimizer
+    epochs: int  # to train for
+    fill: float = 0.0  # value that the transformer samples outside the normalized image
+    transformer: Any = stn.SpatialTransformer  # a class, or what else is called like this one
+    max_grad_norm: float | None = None  # bound of the norm of the whole gradient, by `clip_grad_norm_`
+    max_motion: float | None = None  # bound of a step's motion in pixels of the input, by `stn.limit_motion`
+    make_scheduler: Any = None  # called with the optimizer, returns its torch.optim.lr_scheduler, stepped once an epoch
+    penalty: Any = None  # called with `theta` (N, 2, 3) of a batch, returns a scalar to be added to the loss
+    variant: Any = None  # what tells the runs of a script that makes several apart, a number or a word
+    dataset: str = "cluttered"  # the command line goes before this and what follows, and before `epochs`
     digits: str = "auto"
     limit: int = 60000
     seed: int = 0
@@ -480,27 +436,8 @@ def test(experiment, model, images, labels):
 
 # --------------------------------------------------------------------------------------------------------------- figure
 
-SHOWN = 16  # images, four by four
 TILE, MARGIN, HEAD = 120, 9, 58  # pixels
-PANEL = 4 * TILE + 3  # tiles with a line of one pixel between them
-
-
-def fit(images, room):
-    """Enlarges images (N, C, H, W) by a whole factor, or shrinks them, to at most `room` pixels a side; grey to RGB."""
-    height, width = images.shape[2:]
-    zoom = room // max(height, width)
-    if zoom:
-        images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-    else:
-        ratio = room / max(height, width)
-        images = F.interpolate(images, size=(round(height * ratio), round(width * ratio)), mode="area")
-    return images.expand(-1, 3, -1, -1)
-
-
-def pad(images, height, width, grey):
-    """Puts images (N, 3, H, W) in the middle of larger ones, of one grey (0 to 1)."""
-    down, right = height - images.shape[2], width - images.shape[3]
-    return F.pad(images, (right // 2, right - right // 2, down // 2, down - down // 2), value=grey)
+PANEL = 4 * TILE + 3  # sixteen tiles, with a line of one pixel between them
 
 
 def outlines(theta, height, width):
@@ -512,18 +449,23 @@ def outlines(theta, height, width):
     return (corners @ theta.transpose(1, 2) + 1) * theta.new_tensor([width, height]) / 2
 
 
-def tiles_with_outlines(images, theta):
-    """The images half as large in tiles, a thin line around them, and the outlines of their regions, clipped there."""
-    small = fit(images, TILE // 2)
-    height, width = small.shape[2:]
-    tiles = pad(pad(small, height + 2, width + 2, 0.47), TILE, TILE, 0.2)
-    corners = outlines(theta.cpu(), height, width) + torch.tensor([TILE - width, TILE - height]) // 2
-    corners = (corners - 0.5).round().clamp(-1e4, 1e4)  # Pillow's pixels are at whole numbers
-    for tile, (first, *others) in zip(tiles, corners.tolist(), strict=True):
-        picture = to_pil_image(tile)
-        ImageDraw.Draw(picture).line([*map(tuple, (first, *others, first))], fill="#ff8000", width=2)
-        tile.copy_(to_tensor(picture))
-    return tiles
+def draw_tile(image, theta=None):
+    """Draws a square image (1 or 3, side, side), 0 to 1, in the middle of a grey tile, enlarged by a whole factor.
+
+    With `theta` (2, 3) it is half as large, a thin line is around it, and its region's outline is drawn over it.
+    """
+    room, grey = (TILE, "#595959") if theta is None else (TILE // 2, "#333333")
+    tile = Image.new("RGB", (TILE, TILE), grey)
+    size = room // image.shape[-1] * image.shape[-1] or room  # or shrunk, where it is larger than that
+    start, end = (TILE - size) // 2, (TILE + size) // 2
+    if theta is not None:
+        tile.paste("#777777", (start - 1, start - 1, end + 1, end + 1))
+    tile.paste(to_pil_image(image).resize((size, size), Image.Resampling.BOX), (start, start))
+    if theta is not None:
+        corners = outlines(theta[None], size, size)[0] + start - 0.5  # Pillow's pixels are at whole numbers
+        first, *others = map(tuple, corners.round().clamp(-1e4, 1e4).tolist())
+        ImageDraw.Draw(tile).line([first, *others, first], fill="#ff8000", width=2)
+    return tile
 
 
 @torch.no_grad()
@@ -534,23 +476,23 @@ def draw_figure(experiment, model, images, title):
     by whole factors and outlines are not antialiased, which keeps the GIF small.
     """
     model.eval()
-    batch = experiment.normalize(images[:SHOWN])
+    batch = experiment.normalize(images[:16])
     theta = model.stn.theta(batch)
     shown, sampled = (experiment.denormalize(x).cpu() for x in (batch, model.stn.sample(batch, theta)))
     panels = {
-        "Dataset images": pad(fit(shown, TILE), TILE, TILE, 0.35),
-        "Learned transformations": tiles_with_outlines(shown, theta),
-        "Transformed images": pad(fit(sampled, TILE), TILE, TILE, 0.35),
+        "Dataset images": map(draw_tile, shown),
+        "Learned transformations": map(draw_tile, shown, theta.cpu()),
+        "Transformed images": map(draw_tile, sampled),
     }
     figure = Image.new("RGB", (4 * MARGIN + 3 * PANEL, HEAD + PANEL + MARGIN), "white")
     write = ImageDraw.Draw(figure).text
     size = next(s for s in range(16, 0, -1) if ImageFont.load_default(s).getlength(title) < figure.width - 2 * MARGIN)
     write((MARGIN, 6), title, "black", ImageFont.load_default(size))
-    for number, (name, tiles) in enumerate(panels.items()):
-        left = MARGIN + number * (PANEL + MARGIN)
+    for left, (name, tiles) in zip(range(MARGIN, figure.width, PANEL + MARGIN), panels.items(), strict=False):
         write((left, HEAD - 5), name, "black", ImageFont.load_default(14), anchor="ls")
-        mosaic = make_grid(tiles, nrow=4, padding=1, pad_value=0.35)[:, 1:-1, 1:-1]
-        figure.paste(to_pil_image(mosaic), (left, HEAD))
+        figure.paste("#595959", (left, HEAD, left + PANEL, HEAD + PANEL))
+        for i, tile in enumerate(tiles):
+            figure.paste(tile, (left + i % 4 * (TILE + 1), HEAD + i // 4 * (TILE + 1)))
     return np.asarray(figure) // 17 * 17  # 16 levels
 
 
