@@ -23,7 +23,6 @@ import tempfile
 import threading
 import time
 import warnings
-import zipfile
 from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
@@ -137,12 +136,12 @@ def load_digits(data_dir, digits="auto"):
             sets = [MNIST(data_dir, train=train) for train in (True, False)]
             return *((mnist.data.numpy(), mnist.targets.numpy()) for mnist in sets), "full"
         except ConnectionError as error:
-            failed = f"MNIST is not in {data_dir}, or damaged, and cannot be downloaded"
+            problem = f"MNIST is not in {data_dir}, or damaged, and cannot be downloaded"
             if digits == "full":
                 raise RunError(
-                    f"{failed}: copy its files to {data_dir}/MNIST/raw, or use --digits embedded ({error})"
+                    f"{problem}: copy its files to {data_dir}/MNIST/raw, or use --digits embedded ({error})"
                 ) from error
-            line = f"!!! {failed}: going on with the 5,000 EMBEDDED digits !!!"
+            line = f"!!! {problem}: going on with the 5,000 EMBEDDED digits !!!"
             bar = "!" * len(line)
             say(f"{bar}\n{line}\n{bar}\n({error})", sys.stderr)
     with np.load(EMBEDDED) as file:
@@ -330,13 +329,9 @@ class Network(NamedTuple):
     scheduler: torch.optim.lr_scheduler.LRScheduler | None
 
 
-FACTS = ("name", "title", "epochs")  # of the fields; a run that goes on may have others than it began with
-SETTINGS = (
-    "experiment",
-    *(f.name.removeprefix("make_") for f in fields(Experiment) if f.name not in FACTS),
-    "batch_size",
-)
-DEFAULTS = {f.name.removeprefix("make_"): describe(f.default) for f in fields(Experiment) if f.default is not MISSING}
+KNOBS = {field.name.removeprefix("make_"): field.default for field in fields(Experiment)}
+DEFAULTS = {name: describe(default) for name, default in KNOBS.items() if default is not MISSING}
+SETTINGS = ("experiment", *(name for name in KNOBS if name not in ("name", "title", "epochs")), "batch_size")
 
 
 def make_network(experiment, device="cpu"):
@@ -574,17 +569,10 @@ def load_state(path):
     try:
         return torch.load(data, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damage leads to
-        if zipfile.is_zipfile(data) and zipfile.ZipFile(data).testzip() is None:
-            raise RunError(f"{path} holds what torch does not load, such as numpy's numbers: use Python's") from error
-        raise RunError(f"{path} is damaged: put a whole one there, or remove the folder to start afresh") from error
-
-
-def count_frames(path):
-    """Number of frames of a GIF, 0 if it is lost or torn."""
-    try:
-        return sum(1 for _ in imageio.imiter(path))
-    except (OSError, ValueError, EOFError, SyntaxError):  # as imageio and Pillow put it
-        return 0
+        raise RunError(
+            f"{path} is of another format: torch cannot load it, it is damaged or holds more than tensors and Python's "
+            "numbers (such as numpy's): put a whole one there, or remove the folder to start afresh"
+        ) from error
 
 
 class RunFolder:
@@ -607,9 +595,10 @@ class RunFolder:
     def __enter__(self):
         if not re.fullmatch(r"[\w.+-]+", str(self.experiment.variant)):
             raise RunError(f"the variant should be a number or a word, and is {self.experiment.variant!r}")
-        if self.path.exists() and not self.path.is_dir():
+        if self.path.is_file():
             raise RunError(f"{self.path} is a file where the run's folder goes: remove it, or choose another --log-dir")
-        self.path.mkdir(parents=True, exist_ok=True)
+        for name in ("figures", "weights"):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
         try:
             self.lock.acquire()
         except Timeout as error:
@@ -617,8 +606,6 @@ class RunFolder:
                 f"another process is running in {self.path}: wait for it, or choose another --log-dir; if none is, on "
                 f"no machine (it was killed where the file system has no flock), remove {self.path}/.lock"
             ) from error
-        for name in ("figures", "weights"):
-            (self.path / name).mkdir(exist_ok=True)
         return self
 
     def __exit__(self, error, *_):
@@ -641,7 +628,8 @@ class RunFolder:
     def restore(self, network):
         """Loads the checkpoint, if there is one, into network and history, and its digits for "auto".
 
-        A setting that an older run lacks had its default. Raises RunError if it is damaged or another run's.
+        A setting that an older run lacked had its default. Tables and GIF are made again where they are lost or not
+        whole. Raises RunError if the checkpoint is damaged or another run's.
         """
         path = self.path / "checkpoint.pt"
         self.begun = path.exists()
@@ -653,20 +641,24 @@ class RunFolder:
             begun, cpu = DEFAULTS | checkpoint["settings"], checkpoint["cpu"]
             if self.experiment.digits == "auto":
                 self.choose_digits(begun["digits"])
-            wanted = self.settings
-            differs = [f"{key} was {begun[key]}, is {wanted[key]}" for key in wanted if begun[key] != wanted[key]]
-            if not differs:
-                self.history = checkpoint["history"]
-                for name, part in network._asdict().items():
-                    if part:
-                        part.load_state_dict(checkpoint[name])
+            differs = [
+                f"{name} was {begun[name]}, is {now}" for name, now in self.settings.items() if begun[name] != now
+            ]
+            if differs:
+                raise RunError(
+                    f"{self.path} is another run's ({'; '.join(differs)}): remove it, or choose another --log-dir"
+                )
+            for name, part in network._asdict().items():
+                if part:
+                    part.load_state_dict(checkpoint[name])
+            self.history = checkpoint["history"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(f"{path} is of another format: put the right one there, or remove the folder") from error
-        if differs:
-            raise RunError(
-                f"{self.path} is another run's ({'; '.join(differs)}): remove it, or choose another --log-dir"
-            )
         self.facts["cpu"] = cpu if cpu.endswith(self.facts["cpu"]) else f"{cpu}, then {self.facts['cpu']}"
+        if not all((self.path / name).exists() for name in ("metrics.csv", "run.json")):
+            self.write_tables(self.history)
+        if self.figures():
+            self.write_gif()
 
     def choose_digits(self, digits):
         """Notes which digits a run has that was to take those that are to be had."""
@@ -681,26 +673,28 @@ class RunFolder:
             path.rename(path.with_name(re.sub(r"\d+", f"{number:010}", path.name, count=1)))
         self.writer = SummaryWriter(self.path, purge_step=len(self.history) + 1 if self.begun else 0)
         settings = {"title": self.experiment.title} | self.settings
-        outcome = dict.fromkeys(("outcome/best_accuracy", "outcome/failed_in_epoch", "stn/scale"), 0)
         settings = {name: "none" if value is None else value for name, value in settings.items()}
+        outcome = dict.fromkeys(("outcome/best_accuracy", "outcome/failed_in_epoch", "stn/scale"), 0)
         for summary in hparams(settings, outcome):  # add_hparams would make a run of its own
             self.writer.file_writer.add_summary(summary)
         rows = "".join(f"|{key}|{value}|\n" for key, value in (self.settings | self.facts).items())
         self.writer.add_text("run", f"|setting|value|\n|-|-|\n{rows}", len(self.history))
 
     def figures(self):
-        """The figures up to the last epoch, in the order of their numbers; evenly spaced ones if they are too many."""
-        paths = [path for path in (self.path / "figures").glob("*.png") if path.stem.isdecimal()]
-        paths = sorted((p for p in paths if int(p.stem) <= len(self.history)), key=lambda path: int(path.stem))
-        step = max(1, math.ceil(len(paths) / GIF_FRAMES))
-        return paths[::-step][::-1]  # the last is always there
+        """The figures up to the last epoch; of more than `GIF_FRAMES`, evenly spaced ones and the last."""
+        paths = (self.path / "figures" / f"{epoch:03}.png" for epoch in range(len(self.history) + 1))
+        paths = [path for path in paths if path.exists()]
+        step = math.ceil(len(paths) / GIF_FRAMES) or 1
+        return paths[::-step][::-1]
 
     def write_gif(self):
-        """Makes the GIF of the figures, an endless loop of half a second each."""
-        first, *others = self.figures()
-        frames = (Image.fromarray(imageio.imread(path)) for path in others)
+        """Makes the GIF of the figures, an endless loop of half a second each, unless it is there and whole."""
+        path, (first, *others) = self.path / "progress.gif", self.figures()
+        frames = (Image.fromarray(imageio.imread(figure)) for figure in others)
         options = {"extension": ".gif", "duration": 500, "loop": 0, "save_all": True, "append_images": frames}
-        write(self.path / "progress.gif", imageio.imwrite("<bytes>", imageio.imread(first), **options))
+        gif = imageio.imwrite("<bytes>", imageio.imread(first), **options)
+        if not path.exists() or path.read_bytes() != gif:
+            write(path, gif)
 
     def write_tables(self, history):
         """Writes metrics.csv, where what an epoch did not measure is an empty cell, and run.json."""
@@ -711,13 +705,6 @@ class RunFolder:
         record = self.settings | self.facts | summarize(history)
         write(self.path / "run.json", json.dumps(record, indent=2).encode())
 
-    def mend(self):
-        """Makes again what is lost and can be made of the rest: the tables, and the GIF, also if it is behind."""
-        if self.begun and not all((self.path / name).exists() for name in ("metrics.csv", "run.json")):
-            self.write_tables(self.history)
-        if self.figures() and count_frames(self.path / "progress.gif") != len(self.figures()):
-            self.write_gif()
-
     def save_epoch(self, history, network, figure=None):
         """Writes what an epoch brought, the last of `history`, and its figure, uint8 (H, W, 3), if there is one."""
         epoch = len(history)
@@ -727,8 +714,8 @@ class RunFolder:
             self.writer.add_image("progress", figure, epoch, dataformats="HWC")
         summary = summarize(history)
         outcome = {"outcome/best_accuracy": summary["best_accuracy"], "outcome/failed_in_epoch": summary["failed"]}
-        scalars = (history[-1] | outcome) if history else {}
-        for tag, value in scalars.items():
+        row = history[-1] if history else {}
+        for tag, value in (row | outcome).items():
             if tag != "epoch" and value is not None:
                 self.writer.add_scalar(tag, value, epoch)
         self.writer.flush()
@@ -753,16 +740,13 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 def parse_arguments(experiment, description):
     """Parses the command line; ends in one line on stderr and exit code 2 if it is wrong."""
     parser = argparse.ArgumentParser(
-        prog=f"{experiment.name}.py",
         description=description,
         epilog="The same command goes on where it stopped. To start afresh, remove the run's folder.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (--help lists all options)\n")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        gpus = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
+    gpus = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
     devices = [*gpus, "cpu", *["mps"] * torch.backends.mps.is_available()]
     option = parser.add_argument
     option("--epochs", type=int, default=experiment.epochs, help="train up to this epoch")
@@ -778,9 +762,6 @@ def parse_arguments(experiment, description):
     for name, low, high in (("epochs", 1, 9999), ("seed", 0, 99999), ("limit", 384, 60000)):
         if not low <= getattr(args, name) <= high:
             parser.error(f"argument --{name}: {getattr(args, name)} is not from {low} to {high}")
-    for warning in caught:  # such as a driver that is too old
-        prefix = "" if gpus else "going on with --device cpu, since a GPU cannot be used: "
-        say(prefix + one_line(warning.message), sys.stderr)
     return args
 
 
@@ -853,7 +834,6 @@ def run(folder, args):
     network = make_network(folder.experiment, args.device)
     folder.facts |= describe_machine(args.device)
     folder.restore(network)
-    folder.mend()
     if not finished(folder.history, args):
         choice = folder.experiment
         *sets, digits = load_canvases(choice.dataset, args.data_dir, choice.digits, choice.limit)
@@ -868,13 +848,13 @@ def run(folder, args):
 # -------------------------------------------------------------------------------------------------- a script's one call
 
 
-def mend_streams():
-    """Gives a closed stdout or stderr somewhere to write to, and lets both show what their encoding cannot."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))
-        if hasattr(getattr(sys, name), "reconfigure"):  # a notebook's has not
-            getattr(sys, name).reconfigure(errors="backslashreplace")
+def prepare_streams():
+    """Gives a closed stdout or stderr somewhere to write to, lets both show any letter, and warnings take one line."""
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's has not
+            stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = lambda message, *_: say(one_line(message), sys.stderr)
 
 
 @contextmanager
@@ -890,25 +870,24 @@ def errors_in_one_line(folder, device):
         if signal.getsignal(each) != signal.SIG_IGN:  # as a script starts jobs with &, which Ctrl-C is not for
             signal.signal(each, interrupt)
     threading.excepthook = lambda _: None  # TensorBoard's writer thread: flush() raises its errors again, here
-    begin = f"{folder.experiment.name}.py: error:"
     try:
         yield
+        return
     except KeyboardInterrupt as stop:
         say(f"stopped: the same command goes on after epoch {folder.last_epoch()}", sys.stderr)
         sys.exit(128 + stop.args[0])
     except RunError as error:
-        if folder.experiment.variant is None:
-            sys.exit(f"{begin} {error}")
-        say(f"{begin} {error}", sys.stderr)
-        atexit.register(os._exit, 1)  # the script's other runs come first
+        message = str(error)
     except OSError as error:
-        sys.exit(f"{begin} {error}: mend this, and the same command goes on after epoch {len(folder.history)}")
+        message = f"{error}: mend this, and the same command goes on after epoch {len(folder.history)}"
     except RuntimeError as error:
-        known = isinstance(error, (torch.AcceleratorError, torch.OutOfMemoryError))
-        known = known or re.search("(CUDA|HIP|cuDNN) error|no kernel image|out of memory", str(error))
-        if device == "cpu" or not known:
+        if device == "cpu" or not re.search("(CUDA|HIP|cuDNN) error|no kernel image|out of memory", str(error)):
             raise
-        sys.exit(f"{begin} {device} cannot be used: {one_line(error)}: mend this, or use --device cpu")
+        message = f"{device} cannot be used: {one_line(error)}: mend this, or use --device cpu"
+    say(f"{folder.experiment.name}.py: error: {message}", sys.stderr)
+    if folder.experiment.variant is None:
+        sys.exit(1)
+    atexit.register(os._exit, 1)  # the script's other runs come first
 
 
 def run_experiment(**arguments):
@@ -924,7 +903,7 @@ def run_experiment(**arguments):
     if script["__name__"] != "__main__":
         script.setdefault("experiments", []).append(experiment)
         return
-    mend_streams()
+    prepare_streams()
     args = parse_arguments(experiment, script["__doc__"])
     chosen = {name: value for name, value in vars(args).items() if name in DEFAULTS}
     facts = {"title": experiment.title, "epochs": args.epochs, "stop_on_collapse": args.stop_on_collapse}
