@@ -115,20 +115,16 @@ def fetch_mnist(data_dir):
 
 
 def load_digits(data_dir, digits="auto"):
-    """Loads MNIST's digits from `data_dir`, or else those that come with this project.
+    """Loads MNIST's digits from `data_dir`, which torchvision downloads them into, or those that come with this project.
 
-    Args:
-        data_dir: folder that torchvision keeps MNIST in, downloaded into if need be.
-        digits: "full" for MNIST's 60,000 and 10,000 digits, "embedded" for 4,000 and 1,000 of them, the same number of
-            each class, without a network; "auto" for the first where it can be had, else for the second.
+    `digits` is "full" for MNIST's 60,000 and 10,000, "embedded" for 4,000 and 1,000 of them, the same number of each
+    class, without a network; "auto" for the first where it can be had, else for the second.
 
-    Returns:
-        (images, labels) of the training set, the same of the test set, and which digits these are, "full" or
-        "embedded". Images are uint8 (N, 28, 28), 0 is black, labels int64 (N,), 0 to 9.
+    Returns (images, labels) of the training set, the same of the test set, and which digits these are, "full" or
+    "embedded". Images are uint8 (N, 28, 28), 0 is black, labels int64 (N,), 0 to 9.
 
-    Raises:
-        RunError: `digits` is "full", and MNIST is not there, or damaged, and cannot be downloaded.
-        OSError: `data_dir` cannot be read or written.
+    Raises RunError if `digits` is "full" and MNIST is neither there, whole, nor to be downloaded, OSError if `data_dir`
+    cannot be read or written.
     """
     if digits != "embedded":
         try:
@@ -158,13 +154,8 @@ def clutter(images, patch_source, seed):
     The recipe of the published runs: a later patch overwrites an earlier one, the digit lies over all of them, and
     every pixel that is not 0 becomes 255. The first N canvases do not depend on how many are made.
 
-    Args:
-        images: uint8 (N, 28, 28), the digits.
-        patch_source: uint8 (M, 28, 28), the digits that patches are cut from.
-        seed: int, of all that is random here.
-
-    Returns:
-        uint8 (N, 60, 60), values 0 and 255.
+    `images` are uint8 (N, 28, 28), `patch_source`, which patches are cut from, uint8 (M, 28, 28), and `seed` is of all
+    that is random here. Returns uint8 (N, 60, 60), values 0 and 255.
     """
     count, side = len(images), images.shape[-1]
     highs = [CANVAS - side] * 2 + [len(patch_source), *[side - PATCH] * 2, *[CANVAS - PATCH] * 2] * PATCHES
@@ -579,12 +570,8 @@ class RunFolder:
     """What a run leaves, and how it is found again: history, figures, weights, TensorBoard's events, checkpoint.
 
     In a `with` statement it keeps other processes out. Every file is replaced as a whole, and the checkpoint is the
-    last of an epoch: an epoch that did not get so far is done again, to the same end.
-
-    Args:
-        path: the folder.
-        experiment: the `Experiment`; a run begun with other settings is refused.
-        facts: dict of what else is worth knowing: title, epochs, machine and versions.
+    last of an epoch: an epoch that did not get so far is done again, to the same end. A run that was begun with other
+    settings is refused; `facts`, a dict of what else is worth knowing, such as machine and versions, may change.
     """
 
     def __init__(self, path, experiment, facts):
@@ -893,10 +880,8 @@ def errors_in_one_line(folder, device):
 def run_experiment(**arguments):
     """Runs an experiment as the command line says. The one call of a script, which names the experiment.
 
-    Takes the fields of `Experiment` but for its name. In a script that is read and not run (`read_script`) the
-    experiment is only noted.
-
-    Ends in one line on stderr and exit code 2 for wrong arguments, 1 for what else a user can mend, 128 + a signal.
+    Takes the fields of `Experiment` but for its name. Where a script is read and not run (`read_script`) it is only
+    noted. Ends in a line on stderr and exit code 2 for wrong arguments, 1 for what else a user can mend, 128 + a signal.
     """
     script = inspect.currentframe().f_back.f_globals
     experiment = Experiment(name=Path(script["__file__"]).stem, **arguments)
