@@ -115,7 +115,7 @@ def fetch_mnist(data_dir):
 
 
 def load_digits(data_dir, digits="auto"):
-    """Loads MNIST's digits from `data_dir`, which torchvision downloads them into, or those that come with this project.
+    """Loads MNIST's digits from `data_dir`, which they are downloaded into, or those of this project.
 
     `digits` is "full" for MNIST's 60,000 and 10,000, "embedded" for 4,000 and 1,000 of them, the same number of each
     class, without a network; "auto" for the first where it can be had, else for the second.
@@ -881,7 +881,7 @@ def run_experiment(**arguments):
     """Runs an experiment as the command line says. The one call of a script, which names the experiment.
 
     Takes the fields of `Experiment` but for its name. Where a script is read and not run (`read_script`) it is only
-    noted. Ends in a line on stderr and exit code 2 for wrong arguments, 1 for what else a user can mend, 128 + a signal.
+    noted. Ends in a line on stderr, and exit code 2 for wrong arguments, 1 for what else a user can mend, 128 + signal.
     """
     script = inspect.currentframe().f_back.f_globals
     experiment = Experiment(name=Path(script["__file__"]).stem, **arguments)
