@@ -53,6 +53,14 @@ def run(log_dir, *options, **arguments):
     return finish(start(log_dir, *options, **arguments), log_dir)
 
 
+def write_script(folder, text, number=1):
+    """A script of a user, in a folder of its own, that begins as ours do; returns the folder."""
+    folder.mkdir(exist_ok=True)
+    head = '"""Experiment: a user\'s?"""\n\nimport numpy as np\nimport torch\n\nfrom common import run_experiment\n\n'
+    (folder / f"classification_experiment_{number}.py").write_text(head + text)
+    return folder
+
+
 def experiment(**given):
     """An `Experiment` like the first, but for what is given."""
     fixed = {"name": "classification_experiment_1", "title": "for tests", "mean": 0.1307, "std": 0.3081, "epochs": 1}
@@ -113,16 +121,6 @@ def collapse(monkeypatch, epoch, back=None):
     monkeypatch.setattr(common, "train", looking_away)
 
 
-def pretend_gpu(monkeypatch):
-    """Lets torch believe that there is a GPU, which is the CPU under another name."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "made up")
-    monkeypatch.setattr(torch.nn.Module, "to", lambda model, *_, **__: model)
-    to = torch.Tensor.to
-    monkeypatch.setattr(torch.Tensor, "to", lambda x, *args, **kw: x if "cuda" in args else to(x, *args, **kw))
-
-
 @pytest.fixture
 def log_dir(tmp_path):
     """An empty folder for run folders, with room beside it for what a run prints."""
@@ -130,11 +128,21 @@ def log_dir(tmp_path):
     return tmp_path / "runs"
 
 
+def finished_run(log_dir, *options):
+    """A run of experiment 1 that nothing happened to: its folder, and what `run` returns."""
+    log_dir.mkdir()
+    ended = run(log_dir, "--limit=384", *options)
+    assert ended.code == 0, ended.err
+    (folder,) = log_dir.iterdir()
+    return SimpleNamespace(folder=folder, **vars(ended))
+
+
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory):
-    """A run of experiment 1 over 7 epochs that nothing happened to."""
-    log_dir = tmp_path_factory.mktemp("whole") / "runs"
-    log_dir.mkdir()
-    ended = run(log_dir, "--limit=384", "--epochs=7")
-    assert ended.code == 0, ended.err
-    return SimpleNamespace(folder=log_dir / "classification_experiment_1_limit384", **vars(ended))
+    return finished_run(tmp_path_factory.mktemp("whole") / "runs", "--epochs=7")
+
+
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory):
+    """Of two epochs, on plain digits."""
+    return finished_run(tmp_path_factory.mktemp("short") / "runs", "--epochs=2", "--dataset=mnist")

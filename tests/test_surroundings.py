@@ -1,0 +1,282 @@
+"""A run in whatever a user has: shell, terminal, locale, settings, signals, GPU; what cannot go on says so in a line."""
+
+import json
+import os
+import pty
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import pytest
+import torch
+from conftest import ROOT, experiment, finish, read_metrics, run, start, write_script
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import common
+
+SHORT = "--limit=384", "--dataset=mnist"
+NAME = "classification_experiment_1_mnist_limit384"
+
+
+def shell(command, cwd, **environment):
+    """Runs a command line with our modules on the path; returns the finished process."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, shell=True, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+DIVERGES = """
+for rate in (0.001, 1e30, 0.01):
+    run_experiment(
+        title=f"rate {rate}", mean=0.5, std=0.25, epochs=1, variant=rate,
+        make_optimizer=lambda model, rate=rate: torch.optim.SGD(model.parameters(), lr=rate),
+    )
+"""
+
+
+# --------------------------------------------------------------------------------------------------------------- shells
+
+
+def test_a_script_runs_from_a_shell_without_a_network(tmp_path):
+    command = f"{sys.executable} {ROOT}/classification_experiment_4.py {' '.join(SHORT)} --epochs=1 --seed=3"
+    ended = shell(f"{command} --digits=embedded --log-dir={tmp_path}", tmp_path)
+    folder = tmp_path / "classification_experiment_4_mnist_seed3_limit384"
+    assert ended.returncode == 0, ended.stderr
+    assert f"files: {folder}, curves: tensorboard --logdir {tmp_path} {common.TENSORBOARD_OPTIONS}\n" in ended.stdout
+    run_json = json.loads((folder / "run.json").read_text())
+    assert run_json["fill"] == -0.1307 / 0.3081 and run_json["optimizer"] == "SGD(lr=0.01)" and run_json["seed"] == 3
+
+
+def test_where_one_run_of_a_script_diverges_the_others_run_and_the_exit_code_says_it(tmp_path):
+    root = write_script(tmp_path / "scripts", DIVERGES)
+    command = f"{sys.executable} {root}/classification_experiment_1.py {' '.join(SHORT)} --digits=embedded"
+    ended = shell(command, tmp_path)
+    assert ended.returncode == 1 and ended.stderr.count("\n") == 1, ended.stderr
+    assert "the loss is not finite in epoch 1" in ended.stderr and ended.stdout.count("finished: epoch 1") == 2
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("--epochs=0", "argument --epochs: 0 is not from 1 to 9999"),
+        ("--epochs=ten", "argument --epochs: invalid int value: 'ten'"),
+        ("--limit=100", "argument --limit: 100 is not from 384 to 60000"),
+        ("--seed=-1", "argument --seed: -1 is not from 0 to 99999"),
+        ("--device=cuda:99", "argument --device: invalid choice: 'cuda:99' (choose from "),
+        ("--epoch=5", "unrecognized arguments: --epoch=5"),
+    ],
+)
+def test_wrong_arguments_end_in_one_line_and_exit_code_2(monkeypatch, capsys, option, message):
+    script = ROOT / "classification_experiment_1.py"
+    monkeypatch.setattr(sys, "argv", [script.name, option])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    printed = capsys.readouterr()
+    assert end.value.code == 2 and printed.out == ""
+    assert printed.err.count("\n") == 1 and f"classification_experiment_1.py: error: {message}" in printed.err
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setattr(sys, "argv", ["x", "--log-dir=~/runs", "--data-dir", "~/digits"])
+    args = common.parse_arguments(experiment(), "")
+    assert (args.log_dir, args.data_dir) == ("/home/someone/runs", "/home/someone/digits")
+
+
+def test_the_printed_command_can_be_pasted(short_run, tmp_path):
+    log_dir = tmp_path / 'my runs, it\'s $HOME & "more"'
+    shutil.copytree(short_run.folder, log_dir / NAME)
+    ended = run(log_dir, *SHORT, "--epochs=1")
+    assert ended.code == 0, ended.err
+    files, _, command = ended.out.splitlines()[-1].partition(", curves: ")
+    assert shlex.split(command) == ["tensorboard", "--logdir", str(log_dir), *common.TENSORBOARD_OPTIONS.split()]
+    assert shlex.split(files) == ["files:", str(log_dir / NAME)]
+
+
+# ------------------------------------------------------------------------------------------------------ what is printed
+
+
+class Notebook:
+    """A stream without reconfigure and descriptor, as those of IPython's kernel."""
+
+    def __init__(self, file):
+        self.write, self.flush, self.isatty = file.write, file.flush, lambda: False
+
+
+def to_a_notebook():
+    sys.stdout, sys.stderr = Notebook(sys.stdout), Notebook(sys.stderr)
+
+
+def to_nowhere():
+    sys.stdout, sys.stderr = None, None  # as with >&- 2>&-
+
+
+def in_ascii():
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="ascii", errors="strict")
+
+
+def to_a_reader_that_has_ended():
+    reader, writer = os.pipe()
+    os.close(reader)
+    sys.stdout = open(writer, "w")
+
+
+PRINTED = {to_a_notebook: "Läufe", in_ascii: "L\\xe4ufe", to_nowhere: "", to_a_reader_that_has_ended: ""}
+
+
+@pytest.mark.parametrize("where", PRINTED)
+def test_a_run_goes_to_its_end_whoever_reads_what_it_prints(tmp_path, where):
+    log_dir = tmp_path / "Läufe"
+    log_dir.mkdir()
+    ended = run(log_dir, *SHORT, "--epochs=1", before=where)
+    assert (
+        ended.code == 0 and ended.err == "" and PRINTED[where] in ended.out and bool(ended.out) == bool(PRINTED[where])
+    )
+    assert ("finished: epoch 1" in ended.out) == bool(PRINTED[where]) and len(read_metrics(log_dir / NAME)) == 1
+
+
+def test_an_error_is_told_though_nobody_reads_what_else_is_printed(log_dir, tmp_path):
+    root = write_script(tmp_path / "scripts", DIVERGES.replace("(0.001, 1e30, 0.01)", "(1e30,)"))
+    ended = run(log_dir, *SHORT, root=root, before=to_a_reader_that_has_ended)
+    assert "the loss is not finite in epoch 1" in ended.err and ended.err.count("\n") == 1
+
+
+def test_a_run_goes_on_when_its_terminal_is_closed(log_dir):
+    """In its second epoch, as after `disown`: whatever is written there fails with EIO."""
+    keeper, terminal = pty.openpty()
+
+    def on_the_terminal():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for descriptor in (1, 2):
+            os.dup2(terminal, descriptor)
+        sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False) for descriptor in (1, 2))
+        os.close(keeper)
+
+    process = start(log_dir, *SHORT, "--epochs=4", before=on_the_terminal)
+    os.close(terminal)
+    metrics = log_dir / NAME / "metrics.csv"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 1):
+        os.read(keeper, 1000)
+        time.sleep(0.01)
+    os.close(keeper)
+    assert finish(process, log_dir).code == 0 and len(read_metrics(log_dir / NAME)) == 4
+
+
+def test_a_second_signal_changes_nothing(log_dir):
+    process = start(log_dir, *SHORT, "--epochs=9999")
+    while not (log_dir / NAME / "checkpoint.pt").exists():
+        time.sleep(0.01)
+    for _ in range(3):
+        os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.03)
+    ended = finish(process, log_dir)
+    assert ended.code == 143 and re.fullmatch(r"stopped: the same command goes on after epoch \d+\n", ended.err)
+
+
+def test_what_was_started_with_ctrl_c_ignored_ignores_it(log_dir):
+    """As a shell starts jobs."""
+    process = start(log_dir, *SHORT, "--epochs=3", before=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    while process.is_alive() and not (log_dir / NAME / "checkpoint.pt").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    assert finish(process, log_dir).code == 0 and len(read_metrics(log_dir / NAME)) == 3
+
+
+# ------------------------------------------------------------------------------------------------------------- machines
+
+
+def pretend_gpu(monkeypatch, fail=None):
+    """Lets torch believe that there is a GPU, which is the CPU under another name, and training call `fail`."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "made up")
+    monkeypatch.setattr(torch.nn.Module, "to", lambda model, *_, **__: model)
+    to, train = torch.Tensor.to, common.train
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, *args, **kw: x if "cuda" in args else to(x, *args, **kw))
+    monkeypatch.setattr(common, "train", lambda *args: fail() if fail and torch.initial_seed() == 2 else train(*args))
+
+
+GPU_ERRORS = {  # and whether they are the device's; others are the program's, and shown whole
+    RuntimeError("CUDA error: no kernel image is available for execution on the device"): True,
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"): True,
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."): True,
+    torch.AcceleratorError("CUDA error: unspecified launch failure"): True,
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied (64x90 and 10x32)"): False,
+    RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu!"): False,
+}
+
+
+@pytest.mark.parametrize("error", GPU_ERRORS, ids=str)
+def test_of_errors_on_a_gpu_those_of_the_device_are_a_line_and_others_pass(log_dir, monkeypatch, error):
+    def fail():
+        raise error
+
+    ended = run(log_dir, *SHORT, "--epochs=3", before=lambda: pretend_gpu(monkeypatch, fail))
+    assert ended.code == 1 and ("Traceback" in ended.err) != GPU_ERRORS[error]
+    assert (f"cuda cannot be used: {error}: mend this, or use --device cpu" in ended.err) == GPU_ERRORS[error]
+    assert len(read_metrics(log_dir / NAME)) == 1  # what was trained is kept
+    run_json = json.loads((log_dir / NAME / "run.json").read_text())
+    assert run_json["device"] == "cuda (made up)" and run_json["cpu"].startswith("made up, ")
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_warning_of_the_driver_is_a_line_and_a_gpu_is_used_where_it_works(log_dir, monkeypatch, works):
+    message = "CUDA initialization: The NVIDIA driver on your system is too old (found version 9010).\nPlease update it"
+
+    def is_available():
+        warnings.warn(message, stacklevel=2)
+        return works
+
+    def warn():
+        pretend_gpu(monkeypatch)
+        monkeypatch.setattr(torch.cuda, "is_available", is_available)
+
+    ended = run(log_dir, *SHORT, "--epochs=1", before=warn)
+    assert ended.code == 0 and set(ended.err.splitlines()) == {" ".join(message.split())}
+    assert f", of 1, on {'cuda (made up)' if works else 'cpu'}\n" in ended.out
+
+
+def test_a_device_needs_no_float64():
+    """Apple's has none (simulated: no operation may take or make a tensor of it)."""
+
+    class NoFloat64(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            tensors = [x for x in (*args, *(out if isinstance(out, (tuple, list)) else [out])) if torch.is_tensor(x)]
+            assert all(x.dtype != torch.float64 or x.dim() == 0 and not x.requires_grad for x in tensors), function
+            assert not (torch.is_tensor(out) and out.dtype == torch.float64), function
+            return out
+
+    (images, labels), _, _ = common.load_canvases("mnist", "nowhere", "embedded", 384)
+    limited = experiment(dataset="mnist", max_motion=0.1, max_grad_norm=1, fill=-0.4)
+    network = common.make_network(limited)
+    with NoFloat64():
+        common.train(limited, network, images[:128], labels[:128])
+        common.test(limited, network.model, images[:128], labels[:128])
+
+
+# ----------------------------------------------------------------------------------------------- the pages and pictures
+
+
+def test_pages_and_pictures_do_not_depend_on_the_users_locale_and_settings_of_matplotlib(tmp_path):
+    """The pages hold letters that ASCII has not, and the tables of the committed files."""
+    shutil.copytree(ROOT / "assets", tmp_path / "assets", ignore=shutil.ignore_patterns("*.py", "*.gif", "*.png"))
+    shutil.copy(ROOT / "README.md", tmp_path)
+    pages = tmp_path / "README.md", tmp_path / "assets" / "README.md"
+    before = [page.read_bytes() for page in pages]
+    assert not any(page.isascii() for page in before)
+    command = "from pathlib import Path; from assets.figures import put_tables; import matplotlib; "
+    command += "put_tables(Path('assets').absolute()); "
+    command += "print(matplotlib.rcParams['image.origin'], matplotlib.rcParams['font.size'])"
+    (tmp_path / "matplotlibrc").write_text("image.origin: lower\nfont.size: 30\nsavefig.dpi: 300\n")
+    theirs = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONSAFEPATH": "1"}
+    theirs |= {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "MPLBACKEND": "a notebook of another version"}
+    ended = shell(f'{sys.executable} -c "{command}"', tmp_path, **theirs)
+    assert ended.returncode == 0 and ended.stdout == "upper 10.0\n", ended.stderr
+    assert [page.read_bytes() for page in pages] == before
