@@ -1,4 +1,4 @@
-"""A run in whatever a user has: shell, terminal, locale, settings, signals, GPU; what cannot go on says so in a line."""
+"""A run in whatever a user has: shell, terminal, locale, settings, signals, GPU; what cannot go on says so."""
 
 import json
 import os
