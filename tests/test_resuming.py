@@ -216,21 +216,10 @@ def test_a_lock_file_that_outlives_its_process_is_named_where_there_is_no_flock(
     assert run(stopped.parent, *SEVEN).code == 0
 
 
-def test_another_runs_folder_is_refused_with_what_differs(stopped):
+def test_a_run_with_other_digits_is_refused(stopped):
     kept = result(stopped)
-    other = stopped.with_name("classification_experiment_2_limit384")
-    shutil.copytree(stopped, other)
-    refused = run(stopped.parent, *SEVEN, number=2)
-    assert refused.code == 1 and refused.err.count("\n") == 1
-    for what in (
-        "experiment was classification_experiment_1, is classification_experiment_2",
-        "std was 0.3081, is 1",
-        "mean was 0.1307, is 0",
-    ):
-        assert what in refused.err
     refused = run(stopped.parent, *SEVEN, "--digits=full")
-    assert refused.code == 1 and "digits was embedded, is full" in refused.err
-    assert result(stopped) == result(other) == kept
+    assert refused.code == 1 and "digits was embedded, is full" in refused.err and result(stopped) == kept
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "of another format", "without optimizer"])
