@@ -289,6 +289,7 @@ def test_the_three_recipes_are_the_documents_and_experiments_7_and_21_each_timed
         clock[0] += seconds
 
     monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(common, "load_canvases", lambda *_: (*canvases, "embedded"))
     monkeypatch.setattr(speed, "make_loops", lambda *_: {n: lambda n=n: takes(n, 10 * n) for n in (3, 7)})
     speed.write_speed(2, "nowhere", 384, tmp_path)
     assert turns == [3, 7] * 3
