@@ -433,7 +433,7 @@ def leaky(read):
         drawn += [Line2D([], [], label=f"{lines} ({experiment})", **style)] * bool(seeds)
     require(runs_with_adam_at_0001=drawn)
     drawn.append(Line2D([], [], color="black", marker="X", linestyle="", label="leaves the image"))
-    axes.set(xlim=(0, 100), ylim=(0, top), xlabel="epoch", ylabel="spread of the regions' centres")
+    axes.set(xlim=(0, 100), ylim=(-0.01, top), xlabel="epoch", ylabel="spread of the regions' centres")
     figure.legend(handles=drawn, loc="outside upper center", ncols=3)
     return figure
 

@@ -190,7 +190,6 @@ CURES = {  # what to change in one's own code, by the experiment and variant tha
     (20, None): "`limit_motion` alone, `Adam(lr=0.001)`",
     (22, None): "`limit_motion` alone, `SGD(lr=0.01)`",
     (21, None): "**both changes**, `Adam(lr=0.001)`",
-    (26, "0.1"): "**both changes**, `Adam(lr=0.001)`",
     (24, None): "**both changes**, `SGD(lr=0.01)`",
     (25, None): "**both changes**, `SGD(lr=0.01, momentum=0.9)`",
     (35, "0.1"): "**both changes**, `SGD(lr=0.01, momentum=0.9)`",
