@@ -47,20 +47,12 @@ STYLE = {
     "hatch.linewidth": 0.7,
 }
 # Okabe and Ito's colours, which the colour-blind can tell apart
-BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#BBBBBB"
+BLUE, VERMILION = "#0072B2", "#D55E00"
 SCALE_COLORS = LinearSegmentedColormap.from_list("scale", (BLUE, "#F4F4F4", VERMILION))  # no dark end: black is apart
 SCALE_COLORS = SCALE_COLORS.with_extremes(bad="black")
 SCALES = (0.5, 0.6, 0.8, 1, 1.4, 2, 3, 5)  # ticks of a logarithmic axis
 RATE_NORM = LogNorm(2e-5, 0.2)  # to viridis, but for its bright end
-LABELS = {
-    "test/accuracy": "test accuracy (%)",
-    "test/loss": "test loss",
-    "train/loss": "train loss",
-    "stn/scale": "scale",
-    "stn/inside": "inside",
-    "stn/spread": "spread",
-    "train/grad_norm": "gradient's norm",
-}
+LABELS = {"test/accuracy": "test accuracy (%)", "train/loss": "train loss"}
 RATE_LABEL = "learning rate of the localization net"
 DATASETS = {"mnist": (BLUE, "o"), "cluttered": (VERMILION, "D"), "enlarged": ("#009E73", "s")}  # colour and marker
 
@@ -545,20 +537,18 @@ def sharpness_over_scale(axes, read):
     axes.legend(loc="lower left", handlelength=1)
 
 
-def left_over_the_rate(axes, handed_over, sharpness=None):
-    """Draws what SGD leaves of solutions over its rate, a point a shuffle, a line through the medians of a solution.
+def left_over_the_rate(axes, handed_over, sharpness):
+    """Draws what SGD leaves of solutions over rate x curvature, a point a shuffle, a line through a solution's medians.
 
-    `handed_over` is what `study.solutions` yields, `sharpness` the rows of sharpness.csv: with it the solutions that
-    it has, over rate x curvature, that over the larger step.
+    `handed_over` is what `study.solutions` yields, `sharpness` the rows of sharpness.csv. Solutions that it lacks are
+    left out; the curvature is that over the larger step.
     """
     numbers = sorted({first["experiment"] for first, _ in handed_over})
     for first, left in handed_over:
-        curvature = 1
-        if sharpness is not None:
-            found = study.curvatures(first, sharpness)
-            if not found:
-                continue
-            curvature = found[max(found)]
+        found = study.curvatures(first, sharpness)
+        if not found:
+            continue
+        curvature = found[max(found)]
         color, marker = color_and_marker(numbers.index(first["experiment"]))
         left = {rate * curvature: accuracies for (_, rate), accuracies in left.items() if rate}
         axes.plot([*left], [statistics.median(accuracies) for accuracies in left.values()], color=color)

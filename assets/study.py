@@ -55,11 +55,6 @@ def plain_runs(optimizer, runs):
     return [run for run in pick(runs, **STANDARD, optimizer=optimizer) if is_plain(run)]
 
 
-def is_exploratory(run):
-    """Whether it is one of the SGD runs that the questions came from: they cannot answer them as well."""
-    return run["experiment"] in (1, 2, 4, 5, 6) and run["seed"] <= 3
-
-
 def without_beginnings(runs):
     """The runs but for those that are the first epochs of a longer one, as those of 17 at 0.001 are of 10's."""
     longest = {}
