@@ -89,20 +89,6 @@ def files(folder):
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
 
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def before_the_checkpoint(monkeypatch, epoch):
-    """Lets a run be killed once it has written all else of an epoch."""
-    write_state = common.write_state
-
-    def killed(path, state):
-        return kill() if path.name == "checkpoint.pt" and state["epoch"] == epoch else write_state(path, state)
-
-    monkeypatch.setattr(common, "write_state", killed)
-
-
 def collapse(monkeypatch, epoch, back=None):
     """Lets the transformer look away from every image after an epoch's training, and at them whole after another's."""
     train = common.train
