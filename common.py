@@ -23,12 +23,13 @@ import tempfile
 import threading
 import time
 import warnings
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.error import URLError
 
 import imageio.v3 as imageio
@@ -37,10 +38,9 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from filelock import FileLock, Timeout
-from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from torchvision.datasets import MNIST
@@ -94,7 +94,7 @@ UNPACKED = {  # MNIST's files and their MD5; torchvision knows those of the arch
 def fetch_mnist(data_dir):
     """Unpacks MNIST in `data_dir`, from its archives there or downloaded ones, unless it is there and whole.
 
-    Raises ConnectionError if it cannot be downloaded; all files are as they were then, also damaged ones.
+    Raises RunError if it cannot be downloaded; all files are as they were then, also damaged ones.
     """
     raw = Path(data_dir, "MNIST", "raw")
     if all(check_integrity(raw / name, md5) for name, md5 in UNPACKED.items()):
@@ -109,37 +109,32 @@ def fetch_mnist(data_dir):
         try:
             MNIST(beside, download=True)
         except (RuntimeError, URLError, HTTPException, TimeoutError, ConnectionError) as error:
-            raise ConnectionError(one_line(error)) from error
+            problem = f"MNIST is not in {data_dir}, or damaged, and cannot be downloaded: copy its files to {raw}"
+            raise RunError(f"{problem}, or use --digits embedded ({one_line(error)})") from error
         for path in fresh.iterdir():
             path.replace(raw / path.name)  # whole, whoever else does the same meanwhile
 
 
 def load_digits(data_dir, digits="auto"):
-    """Loads MNIST's digits from `data_dir`, which they are downloaded into, or those of this project.
+    """Returns (images, labels) of MNIST's training set, the same of its test set, and which digits these are.
 
-    `digits` is "full" for MNIST's 60,000 and 10,000, "embedded" for 4,000 and 1,000 of them, the same number of each
-    class, without a network; "auto" for the first where it can be had, else for the second.
+    `digits` is "full" for all 60,000 and 10,000, in `data_dir` or downloaded into it; "embedded" for 4,000 and 1,000 of
+    them, as many of each class, without a network; "auto" for the first where they can be had, else for the second.
+    Images are uint8 (N, 28, 28), 0 is black, labels int64 (N,), 0 to 9.
 
-    Returns (images, labels) of the training set, the same of the test set, and which digits these are, "full" or
-    "embedded". Images are uint8 (N, 28, 28), 0 is black, labels int64 (N,), 0 to 9.
-
-    Raises RunError if `digits` is "full" and MNIST is neither there, whole, nor to be downloaded, OSError if `data_dir`
-    cannot be read or written.
+    Raises RunError if `digits` is "full" and MNIST cannot be had, OSError if `data_dir` cannot be read or written.
     """
     if digits != "embedded":
         try:
             fetch_mnist(data_dir)
             sets = [MNIST(data_dir, train=train) for train in (True, False)]
             return *((mnist.data.numpy(), mnist.targets.numpy()) for mnist in sets), "full"
-        except ConnectionError as error:
-            problem = f"MNIST is not in {data_dir}, or damaged, and cannot be downloaded"
+        except RunError as error:
             if digits == "full":
-                raise RunError(
-                    f"{problem}: copy its files to {data_dir}/MNIST/raw, or use --digits embedded ({error})"
-                ) from error
-            line = f"!!! {problem}: going on with the 5,000 EMBEDDED digits !!!"
+                raise
+            line = "!!! MNIST cannot be had: going on with the 5,000 EMBEDDED digits !!!"
             bar = "!" * len(line)
-            say(f"{bar}\n{line}\n{bar}\n({error})", sys.stderr)
+            say(f"{bar}\n{line}\n{bar}\n{error}", sys.stderr)
     with np.load(EMBEDDED) as file:
         images, labels = file["images"], file["labels"].astype(np.int64)
     return (images[:4000], labels[:4000]), (images[4000:], labels[4000:]), "embedded"
@@ -157,19 +152,17 @@ def clutter(images, patch_source, seed):
     `images` are uint8 (N, 28, 28), `patch_source`, which patches are cut from, uint8 (M, 28, 28), and `seed` is of all
     that is random here. Returns uint8 (N, 60, 60), values 0 and 255.
     """
-    count, side = len(images), images.shape[-1]
-    highs = [CANVAS - side] * 2 + [len(patch_source), *[side - PATCH] * 2, *[CANVAS - PATCH] * 2] * PATCHES
-    # drawn row by row, that is canvas by canvas
-    randint = (np.random.default_rng(seed).random((count, len(highs))) * highs).astype(np.int64)
-    (top, left), patches = randint[:, :2].T, randint[:, 2:].reshape(count, PATCHES, 5)
-
-    canvases, rows = np.zeros((count, CANVAS, CANVAS), np.uint8), np.arange(count)
-    windows = sliding_window_view(patch_source, (PATCH, PATCH), axis=(1, 2))
-    places = sliding_window_view(canvases, (PATCH, PATCH), axis=(1, 2), writeable=True)
-    for source, row, column, y, x in patches.transpose(1, 2, 0):
-        places[rows, y, x] = windows[source, row, column]
-    places = sliding_window_view(canvases, (side, side), axis=(1, 2), writeable=True)
-    places[rows, top, left] = np.maximum(places[rows, top, left], images)
+    rng, side = np.random.default_rng(seed), images.shape[-1]
+    patch = [len(patch_source), side - PATCH, side - PATCH, CANVAS - PATCH, CANVAS - PATCH]
+    bounds = np.array([CANVAS - side, CANVAS - side] + PATCHES * patch)
+    canvases = np.zeros((len(images), CANVAS, CANVAS), np.uint8)
+    for digit, canvas in zip(images, canvases, strict=True):
+        numbers = (rng.random(len(bounds)) * bounds).astype(int)
+        for source, row, column, y, x in numbers[2:].reshape(PATCHES, 5):
+            canvas[y : y + PATCH, x : x + PATCH] = patch_source[source, row : row + PATCH, column : column + PATCH]
+        top, left = numbers[:2]
+        window = canvas[top : top + side, left : left + side]
+        np.maximum(window, digit, out=window)
     canvases[canvases > 0] = 255
     return canvases
 
@@ -209,8 +202,7 @@ def source(thing):
         members = {k: v for k, v in vars(thing).items() if inspect.isfunction(v) or not k.startswith("__")}
         held = [source(each) if inspect.isfunction(each) else f"{name} = {each!r}" for name, each in members.items()]
         return " ".join([f"class {thing.__name__}({', '.join(base.__name__ for base in thing.__bases__)}):", *held])
-    lines = inspect.getsource(thing).splitlines()
-    return " ".join(" ".join(re.sub(r"(^|\s)# .*", "", line) for line in lines).split())
+    return " ".join(re.sub(r"(^|\s)# .*", "", inspect.getsource(thing), flags=re.MULTILINE).split())
 
 
 def of_library(thing):
@@ -226,11 +218,9 @@ def describe(given):
     if isinstance(given, partial):
         arguments = [*map(str, given.args), *(f"{name}={value}" for name, value in given.keywords.items())]
         return f"{describe(given.func)}({', '.join(arguments)})"
-    if inspect.isclass(given):
-        own = [source(each) for each in given.__mro__ if not of_library(each)]
-        return " ".join(own) or given.__name__
     if not inspect.isroutine(given):
-        return describe(type(given))
+        kind = given if inspect.isclass(given) else type(given)
+        return " ".join(source(each) for each in kind.__mro__ if not of_library(each)) or kind.__name__
     if of_library(given):
         return given.__name__
     bound = [*(given.__defaults__ or ()), *(cell.cell_contents for cell in given.__closure__ or ())]
@@ -249,21 +239,20 @@ def parts(module, held, name=""):
 
 def describe_optimizer(optimizer, model):
     """Its class, and each parameter group's rate, options that are not the class's defaults, and what it holds."""
-    parameters, groups = inspect.signature(type(optimizer)).parameters, []
-    known = {name: parameter.default for name, parameter in parameters.items() if name != "lr"}
+    parameters = inspect.signature(type(optimizer)).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items() if name != "lr"}
+    groups = []
     for group in optimizer.param_groups:
         group = group | {"lr": group.get("initial_lr", group["lr"])}  # as it was before a scheduler
         held = ", ".join(parts(model, {id(parameter) for parameter in group.pop("params")}))
         group.pop("initial_lr", None)
-        options = ", ".join(f"{key}={value}" for key, value in group.items() if known.get(key) != value)
+        options = ", ".join(f"{key}={value}" for key, value in group.items() if defaults.get(key) != value)
         groups.append(f"{options} on {held}" if held else options)
     return f"{type(optimizer).__name__}({'; '.join(groups)})"
 
 
 def describe_scheduler(scheduler):
-    """Its class, and the arguments that it keeps under their names, or as a list of them; None for None."""
-    if scheduler is None:
-        return None
+    """Its class, and the arguments that it keeps under their names, or as a list of them."""
     names = [name for name in inspect.signature(type(scheduler)).parameters if name not in ("optimizer", "last_epoch")]
     kept = {name: vars(scheduler).get(name, vars(scheduler).get(f"{name}s")) for name in names}
     arguments = (f"{name}={describe(value)}" for name, value in kept.items() if value is not None)
@@ -278,23 +267,19 @@ class Experiment:
     title: str  # what sets the experiment apart, short enough for a legend
     mean: float  # the network sees (image - mean) / std of images in [0, 1]
     std: float
-    make_optimizer: Any  # called with the `stn.STNClassifier`, returns its torch.optim.Optimizer
+    make_optimizer: Callable  # called with the `stn.STNClassifier`, returns its torch.optim.Optimizer
     epochs: int  # to train for
     fill: float = 0.0  # value that the transformer samples outside the normalized image
-    transformer: Any = stn.SpatialTransformer  # a class, or what else is called like this one
+    transformer: Callable = stn.SpatialTransformer  # a class, or what else is called like this one
     max_grad_norm: float | None = None  # bound of the norm of the whole gradient, by `clip_grad_norm_`
     max_motion: float | None = None  # bound of a step's motion in pixels of the input, by `stn.limit_motion`
-    make_scheduler: Any = None  # called with the optimizer, returns its torch.optim.lr_scheduler, stepped once an epoch
-    penalty: Any = None  # called with `theta` (N, 2, 3) of a batch, returns a scalar to be added to the loss
-    variant: Any = None  # what tells the runs of a script that makes several apart, a number or a word
+    make_scheduler: Callable | None = None  # called with the optimizer, returns its scheduler, stepped once an epoch
+    penalty: Callable | None = None  # called with `theta` (N, 2, 3) of a batch, returns a scalar to add to the loss
+    variant: float | str | None = None  # what tells the runs of a script that makes several apart, a number or a word
     dataset: str = "cluttered"  # the command line goes before this and what follows, and before `epochs`
     digits: str = "auto"
     limit: int = 60000
     seed: int = 0
-
-    def __post_init__(self):
-        for field in fields(self):
-            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
 
     def normalize(self, images):
         """Turns uint8 (N, C, side, side) into the float32 batch that the network sees."""
@@ -306,10 +291,10 @@ class Experiment:
 
     def settings(self, network):
         """All that defines a run, as JSON has it: a dict with the names of `SETTINGS`."""
-        given = {"experiment": self.name, "batch_size": BATCH_SIZE}
+        given = vars(self) | {"experiment": self.name, "batch_size": BATCH_SIZE}
         given["optimizer"] = describe_optimizer(network.optimizer, network.model)
-        given["scheduler"] = describe_scheduler(network.scheduler)
-        return {name: given[name] if name in given else describe(getattr(self, name)) for name in SETTINGS}
+        given["scheduler"] = network.scheduler and describe_scheduler(network.scheduler)
+        return {name: describe(given[name]) for name in SETTINGS}
 
 
 class Network(NamedTuple):
@@ -368,10 +353,7 @@ def train(experiment, network, images, labels):
         loss = F.cross_entropy(model.classifier(model.stn.sample(batch, theta)), labels[index])
         optimizer.zero_grad()
         (loss + experiment.penalty(theta) if experiment.penalty else loss).backward()
-        if experiment.max_grad_norm:
-            norms.append(clip_grad_norm_(model.parameters(), experiment.max_grad_norm))
-        else:
-            norms.append(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+        norms.append(clip_grad_norm_(model.parameters(), experiment.max_grad_norm or math.inf))  # inf clips nothing
         no_limit = math.inf if step % MOTION_EVERY == 0 else None  # that measures and does nothing else
         with (
             watch(model, batch, no_limit) as measured,
@@ -449,8 +431,8 @@ def draw_tile(image, theta=None):
     tile.paste(to_pil_image(image).resize((size, size), Image.Resampling.BOX), (start, start))
     if theta is not None:
         corners = outlines(theta[None], size, size)[0] + start - 0.5  # Pillow's pixels are at whole numbers
-        first, *others = map(tuple, corners.round().clamp(-1e4, 1e4).tolist())
-        ImageDraw.Draw(tile).line([first, *others, first], fill="#ff8000", width=2)
+        closed = corners[[0, 1, 2, 3, 0]].round().clamp(-1e4, 1e4)
+        ImageDraw.Draw(tile).line(closed.flatten().tolist(), fill="#ff8000", width=2)
     return tile
 
 
@@ -471,11 +453,11 @@ def draw_figure(experiment, model, images, title):
         "Transformed images": map(draw_tile, sampled),
     }
     figure = Image.new("RGB", (4 * MARGIN + 3 * PANEL, HEAD + PANEL + MARGIN), "white")
-    write = ImageDraw.Draw(figure).text
+    put_text = ImageDraw.Draw(figure).text
     size = next(s for s in range(16, 0, -1) if ImageFont.load_default(s).getlength(title) < figure.width - 2 * MARGIN)
-    write((MARGIN, 6), title, "black", ImageFont.load_default(size))
+    put_text((MARGIN, 6), title, "black", ImageFont.load_default(size))
     for left, (name, tiles) in zip(range(MARGIN, figure.width, PANEL + MARGIN), panels.items(), strict=False):
-        write((left, HEAD - 5), name, "black", ImageFont.load_default(14), anchor="ls")
+        put_text((left, HEAD - 5), name, "black", ImageFont.load_default(14), anchor="ls")
         figure.paste("#595959", (left, HEAD, left + PANEL, HEAD + PANEL))
         for i, tile in enumerate(tiles):
             figure.paste(tile, (left + i % 4 * (TILE + 1), HEAD + i // 4 * (TILE + 1)))
@@ -516,8 +498,7 @@ def lost_solution(history, factor=1.5):
 
 def failed(history, bound=0.05, factor=1.5):
     """First epoch in which a run collapsed or lost its solution. None if it did neither."""
-    events = collapsed(history, bound), lost_solution(history, factor)
-    return min((epoch for epoch in events if epoch is not None), default=None)
+    return min(filter(None, (collapsed(history, bound), lost_solution(history, factor))), default=None)
 
 
 def summarize(history):
@@ -560,57 +541,32 @@ def load_state(path):
     try:
         return torch.load(data, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damage leads to
-        raise RunError(
-            f"{path} is of another format: torch cannot load it, it is damaged or holds more than tensors and Python's "
-            "numbers (such as numpy's): put a whole one there, or remove the folder to start afresh"
-        ) from error
+        what = "damaged, or with numbers that are not Python's (such as numpy's): put a whole one there"
+        raise RunError(f"{path} is of another format: {what}, or remove the folder to start afresh") from error
 
 
 class RunFolder:
     """What a run leaves, and how it is found again: history, figures, weights, TensorBoard's events, checkpoint.
 
-    In a `with` statement it keeps other processes out. Every file is replaced as a whole, and the checkpoint is the
-    last of an epoch: an epoch that did not get so far is done again, to the same end. A run that was begun with other
-    settings is refused; `facts`, a dict of what else is worth knowing, such as machine and versions, may change.
+    Its `lock` keeps other processes out. Every file is replaced as a whole, and the checkpoint is the last of an epoch:
+    an epoch that did not get so far is done again, to the same end. A run that was begun with other settings is
+    refused; `facts`, a dict of what else is worth knowing, such as machine and versions, may change.
     """
 
     def __init__(self, path, experiment, facts):
-        self.path, self.experiment, self.settings, self.facts = path, experiment, {}, facts
-        self.history, self.begun, self.writer = [], False, None
-        self.lock = FileLock(path / ".lock", timeout=0)
-
-    def __enter__(self):
-        if not re.fullmatch(r"[\w.+-]+", str(self.experiment.variant)):
-            raise RunError(f"the variant should be a number or a word, and is {self.experiment.variant!r}")
-        if self.path.is_file():
-            raise RunError(f"{self.path} is a file where the run's folder goes: remove it, or choose another --log-dir")
-        for name in ("figures", "weights"):
-            (self.path / name).mkdir(parents=True, exist_ok=True)
-        try:
-            self.lock.acquire()
-        except Timeout as error:
-            raise RunError(
-                f"another process is running in {self.path}: wait for it, or choose another --log-dir; if none is, on "
-                f"no machine (it was killed where the file system has no flock), remove {self.path}/.lock"
-            ) from error
-        return self
-
-    def __exit__(self, error, *_):
-        if self.writer and not error:
-            self.writer.close()
-        self.lock.release()
+        self.path, self.experiment, self.settings, self.facts, self.history = path, experiment, {}, facts, []
+        self.checkpoint, self.lock = path / "checkpoint.pt", FileLock(path / ".lock", timeout=0)
 
     def headline(self, history):
         """What the run is and where it stands, as the title of a figure."""
-        digits = " (embedded digits)" if self.experiment.digits == "embedded" else ""
+        digits = " (embedded digits)" if self.settings["digits"] == "embedded" else ""
         line = f"{self.path.name}{digits}: {self.experiment.title}, epoch {len(history)}"
         line += f", accuracy {history[-1]['test/accuracy']:.2f} %" if history else ", before training"
         return line + (f", COLLAPSED in epoch {collapsed(history)}" if collapsed(history[-1:]) else "")
 
     def last_epoch(self):
         """The epoch that the checkpoint is of, 0 if there is none. `history` may be behind it where a signal came."""
-        path = self.path / "checkpoint.pt"
-        return load_state(path)["epoch"] if path.exists() else 0
+        return load_state(self.checkpoint)["epoch"] if self.checkpoint.exists() else 0
 
     def restore(self, network):
         """Loads the checkpoint, if there is one, into network and history, and its digits for "auto".
@@ -618,39 +574,29 @@ class RunFolder:
         A setting that an older run lacked had its default. Tables and GIF are made again where they are lost or not
         whole. Raises RunError if the checkpoint is damaged or another run's.
         """
-        path = self.path / "checkpoint.pt"
-        self.begun = path.exists()
         self.settings = self.experiment.settings(network)
-        if not self.begun:
+        if not self.checkpoint.exists():
             return
-        checkpoint = load_state(path)
+        state = load_state(self.checkpoint)
         try:
-            begun, cpu = DEFAULTS | checkpoint["settings"], checkpoint["cpu"]
-            if self.experiment.digits == "auto":
-                self.choose_digits(begun["digits"])
-            differs = [
-                f"{name} was {begun[name]}, is {now}" for name, now in self.settings.items() if begun[name] != now
-            ]
+            begun, cpu = DEFAULTS | state["settings"], state["cpu"]
+            if self.settings["digits"] == "auto":
+                self.settings["digits"] = begun["digits"]
+            differs = [f"{key} was {begun[key]}, is {now}" for key, now in self.settings.items() if begun[key] != now]
             if differs:
-                raise RunError(
-                    f"{self.path} is another run's ({'; '.join(differs)}): remove it, or choose another --log-dir"
-                )
+                what = f"{self.path} is another run's ({'; '.join(differs)})"
+                raise RunError(f"{what}: remove it, or choose another --log-dir")
             for name, part in network._asdict().items():
                 if part:
-                    part.load_state_dict(checkpoint[name])
-            self.history = checkpoint["history"]
+                    part.load_state_dict(state[name])
+            self.history = state["history"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise RunError(f"{path} is of another format: put the right one there, or remove the folder") from error
+            raise RunError(f"{self.checkpoint} is of another format: replace it, or remove the folder") from error
         self.facts["cpu"] = cpu if cpu.endswith(self.facts["cpu"]) else f"{cpu}, then {self.facts['cpu']}"
         if not all((self.path / name).exists() for name in ("metrics.csv", "run.json")):
             self.write_tables(self.history)
         if self.figures():
             self.write_gif()
-
-    def choose_digits(self, digits):
-        """Notes which digits a run has that was to take those that are to be had."""
-        self.experiment = replace(self.experiment, digits=digits)
-        self.settings["digits"] = digits
 
     def open_events(self):
         """Begins TensorBoard's events, or goes on with them after the last epoch, with the run's settings."""
@@ -658,7 +604,7 @@ class RunFolder:
         late = [path for path in sorted(self.path.glob("events.out.tfevents.*")) if int(path.name.split(".")[3]) >= now]
         for number, path in enumerate(late, now - len(late)):  # TensorBoard reads them in the order of their names
             path.rename(path.with_name(re.sub(r"\d+", f"{number:010}", path.name, count=1)))
-        self.writer = SummaryWriter(self.path, purge_step=len(self.history) + 1 if self.begun else 0)
+        self.writer = SummaryWriter(self.path, purge_step=len(self.history) + 1 if self.checkpoint.exists() else 0)
         settings = {"title": self.experiment.title} | self.settings
         settings = {name: "none" if value is None else value for name, value in settings.items()}
         outcome = dict.fromkeys(("outcome/best_accuracy", "outcome/failed_in_epoch", "stn/scale"), 0)
@@ -676,7 +622,8 @@ class RunFolder:
 
     def write_gif(self):
         """Makes the GIF of the figures, an endless loop of half a second each, unless it is there and whole."""
-        path, (first, *others) = self.path / "progress.gif", self.figures()
+        path = self.path / "progress.gif"
+        first, *others = self.figures()
         frames = (Image.fromarray(imageio.imread(figure)) for figure in others)
         options = {"extension": ".gif", "duration": 500, "loop": 0, "save_all": True, "append_images": frames}
         gif = imageio.imwrite("<bytes>", imageio.imread(first), **options)
@@ -686,16 +633,17 @@ class RunFolder:
     def write_tables(self, history):
         """Writes metrics.csv, where what an epoch did not measure is an empty cell, and run.json."""
         names = list(dict.fromkeys(name for row in reversed(history) for name in row)) or ["epoch"]
-        cells = [names, *([row.get(name) for name in names] for row in history)]
-        lines = (",".join("" if cell is None else str(cell) for cell in row) + "\n" for row in cells)
+        rows = [[row.get(name) for name in names] for row in history]
+        lines = (",".join("" if cell is None else str(cell) for cell in row) + "\n" for row in [names, *rows])
         write(self.path / "metrics.csv", "".join(lines).encode())
         record = self.settings | self.facts | summarize(history)
         write(self.path / "run.json", json.dumps(record, indent=2).encode())
 
-    def save_epoch(self, history, network, figure=None):
-        """Writes what an epoch brought, the last of `history`, and its figure, uint8 (H, W, 3), if there is one."""
+    def save_epoch(self, history, network, images=None):
+        """Writes what an epoch brought, the last of `history`; with images to draw, its figure and weights too."""
         epoch = len(history)
-        if figure is not None:
+        if images is not None:
+            figure = draw_figure(self.experiment, network.model, images, self.headline(history))
             write(self.path / "figures" / f"{epoch:03}.png", imageio.imwrite("<bytes>", figure, extension=".png"))
             write_state(self.path / "weights" / f"{epoch:03}.pt", network.model.state_dict())
             self.writer.add_image("progress", figure, epoch, dataformats="HWC")
@@ -709,11 +657,11 @@ class RunFolder:
         self.write_tables(history)
         states = {name: part.state_dict() for name, part in network._asdict().items() if part}
         states |= {"history": history, "settings": self.settings, "cpu": self.facts["cpu"], "epoch": epoch}
-        write_state(self.path / "checkpoint.pt", plain(states))
+        write_state(self.checkpoint, plain(states))
         if epoch == 0:
-            load_state(self.path / "checkpoint.pt")  # now, and not once there are epochs to lose
+            load_state(self.checkpoint)  # now, and not once there are epochs to lose
         self.history = history
-        if figure is not None:
+        if images is not None:
             self.write_gif()
 
 
@@ -734,7 +682,7 @@ def parse_arguments(experiment, description):
     )
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (--help lists all options)\n")
     gpus = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
-    devices = [*gpus, "cpu", *["mps"] * torch.backends.mps.is_available()]
+    devices = [*gpus, "cpu", "mps"] if torch.backends.mps.is_available() else [*gpus, "cpu"]
     option = parser.add_argument
     option("--epochs", type=int, default=experiment.epochs, help="train up to this epoch")
     option("--seed", type=int, default=experiment.seed, help="of initialization, shuffling and dropout")
@@ -746,6 +694,8 @@ def parse_arguments(experiment, description):
     option("--log-dir", type=os.path.expanduser, default=".", help="folder that run folders go into")
     option("--stop-on-collapse", action="store_true", help="end the run once the transformer sees nothing but fill")
     args = parser.parse_args()
+    if not re.fullmatch(r"[\w.+-]+", str(experiment.variant)):
+        parser.error(f"the variant should be a number or a word, and is {experiment.variant!r}")
     for name, low, high in (("epochs", 1, 9999), ("seed", 0, 99999), ("limit", 384, 60000)):
         if not low <= getattr(args, name) <= high:
             parser.error(f"argument --{name}: {getattr(args, name)} is not from {low} to {high}")
@@ -755,16 +705,14 @@ def parse_arguments(experiment, description):
 def describe_machine(device):
     """Device, CPU, threads and versions. On Linux the CPU with family and model, which tell clouds' apart."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        info = dict(map(str.strip, line.split(":", 1)) for line in lines)
+        info = dict(re.findall(r"(?m)^(model name|cpu family|model)\s*: (.*\S)", Path("/proc/cpuinfo").read_text()))
         cpu = f"{info['model name']} (family {info['cpu family']}, model {info['model']})"
     except (OSError, KeyError, ValueError):
         cpu = platform.processor() or platform.machine()
-    name = device
     if device.startswith("cuda"):
         gpu = torch.cuda.get_device_name(device)
-        name, cpu = f"{device} ({gpu})", f"{gpu}, {cpu}"  # what a run was computed on, which `collect` keeps
-    facts = {"device": name, "cpu": cpu, "threads": torch.get_num_threads(), "python": platform.python_version()}
+        device, cpu = f"{device} ({gpu})", f"{gpu}, {cpu}"  # what a run was computed on, which `collect` keeps
+    facts = {"device": device, "cpu": cpu, "threads": torch.get_num_threads(), "python": platform.python_version()}
     return facts | {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
 
 
@@ -784,21 +732,15 @@ def finished(history, args):
 def run_epochs(folder, network, train_set, test_set, args):
     """Trains from the folder's last epoch, or from the start, to the end that was asked for."""
     experiment = folder.experiment
-
-    def draw(history):
-        return draw_figure(experiment, network.model, test_set[0], folder.headline(history))
-
     folder.open_events()
-    if not folder.begun:
-        folder.save_epoch([], network, draw([]))
+    if not folder.checkpoint.exists():
+        folder.save_epoch([], network, test_set[0])
     say(f"{folder.headline(folder.history)}, of {args.epochs}, on {folder.facts['device']}")
     begun = len(folder.history)
     for epoch in trange(begun + 1, args.epochs + 1, initial=begun, total=args.epochs, unit="epoch", **BAR):
         torch.manual_seed(10_000 * experiment.seed + epoch)  # so that going on needs no random state
         started = time.perf_counter()
-        row = {"epoch": epoch}
-        row |= train(experiment, network, *train_set)
-        row |= test(experiment, network.model, *test_set)
+        row = {"epoch": epoch} | train(experiment, network, *train_set) | test(experiment, network.model, *test_set)
         row["time/epoch_seconds"] = time.perf_counter() - started
         if not math.isfinite(row["train/loss"] + row["test/loss"]):
             raise RunError(f"the loss is not finite in epoch {epoch}; {folder.path} keeps everything up to then")
@@ -807,11 +749,11 @@ def run_epochs(folder, network, train_set, test_set, args):
 
         history = [*folder.history, row]
         last = finished(history, args)
-        folder.save_epoch(history, network, draw(history) if last or epoch % FIGURE_EVERY == 0 else None)
+        folder.save_epoch(history, network, test_set[0] if last or epoch % FIGURE_EVERY == 0 else None)
         say(describe_epoch(row))
-        for event in (collapsed, lost_solution):
+        for words, event in (("COLLAPSED", collapsed), ("LOST ITS SOLUTION", lost_solution)):
             if event(history) and not event(history[:-1]):
-                say(f"{event.__name__.upper()} IN EPOCH {event(history)}".replace("_", " ITS "))
+                say(f"{words} IN EPOCH {event(history)}")
         if last:
             break
 
@@ -822,9 +764,8 @@ def run(folder, args):
     folder.facts |= describe_machine(args.device)
     folder.restore(network)
     if not finished(folder.history, args):
-        choice = folder.experiment
-        *sets, digits = load_canvases(choice.dataset, args.data_dir, choice.digits, choice.limit)
-        folder.choose_digits(digits)
+        chosen = folder.settings
+        *sets, chosen["digits"] = load_canvases(chosen["dataset"], args.data_dir, chosen["digits"], chosen["limit"])
         run_epochs(folder, network, *([tensor.to(args.device) for tensor in tensors] for tensors in sets), args)
     end = {key.replace("_", " "): value for key, value in summarize(folder.history).items() if value is not None}
     say("finished: " + ", ".join(f"{key} {value:.4g}" for key, value in end.items()))
@@ -844,9 +785,8 @@ def prepare_streams():
     warnings.showwarning = lambda message, *_: say(one_line(message), sys.stderr)
 
 
-@contextmanager
-def errors_in_one_line(folder, device):
-    """Turns what a user can mend into a line on stderr and an exit code; what is wrong with the program passes."""
+def run_or_say_why_not(folder, args):
+    """Runs, and turns what a user can mend into a line on stderr and an exit code; what else is wrong passes."""
 
     def interrupt(signum, _):
         for each in (signal.SIGINT, signal.SIGTERM):
@@ -858,19 +798,26 @@ def errors_in_one_line(folder, device):
             signal.signal(each, interrupt)
     threading.excepthook = lambda _: None  # TensorBoard's writer thread: flush() raises its errors again, here
     try:
-        yield
-        return
+        for name in ("figures", "weights"):
+            (folder.path / name).mkdir(parents=True, exist_ok=True)
+        with folder.lock:
+            return run(folder, args)
     except KeyboardInterrupt as stop:
         say(f"stopped: the same command goes on after epoch {folder.last_epoch()}", sys.stderr)
         sys.exit(128 + stop.args[0])
     except RunError as error:
         message = str(error)
+    except Timeout:
+        message = (
+            f"another process is running in {folder.path}: wait for it, or choose another --log-dir; if none is, on no "
+            f"machine (it was killed where the file system has no flock), remove {folder.path}/.lock"
+        )
     except OSError as error:
         message = f"{error}: mend this, and the same command goes on after epoch {len(folder.history)}"
     except RuntimeError as error:
-        if device == "cpu" or not re.search("(CUDA|HIP|cuDNN) error|no kernel image|out of memory", str(error)):
+        if args.device == "cpu" or not re.search("(CUDA|HIP|cuDNN) error|no kernel image|out of memory", str(error)):
             raise
-        message = f"{device} cannot be used: {one_line(error)}: mend this, or use --device cpu"
+        message = f"{args.device} cannot be used: {one_line(error)}: mend this, or use --device cpu"
     say(f"{folder.experiment.name}.py: error: {message}", sys.stderr)
     if folder.experiment.variant is None:
         sys.exit(1)
@@ -884,7 +831,7 @@ def run_experiment(**arguments):
     noted. Ends in a line on stderr, and exit code 2 for wrong arguments, 1 for what else a user can mend, 128 + signal.
     """
     script = inspect.currentframe().f_back.f_globals
-    experiment = Experiment(name=Path(script["__file__"]).stem, **arguments)
+    experiment = Experiment(name=Path(script["__file__"]).stem, **plain(arguments))
     if script["__name__"] != "__main__":
         script.setdefault("experiments", []).append(experiment)
         return
@@ -893,6 +840,4 @@ def run_experiment(**arguments):
     chosen = {name: value for name, value in vars(args).items() if name in DEFAULTS}
     facts = {"title": experiment.title, "epochs": args.epochs, "stop_on_collapse": args.stop_on_collapse}
     facts["data_dir"] = str(Path(args.data_dir).absolute())
-    folder = RunFolder(run_path(experiment, args), replace(experiment, **chosen), facts)
-    with errors_in_one_line(folder, args.device), folder:
-        run(folder, args)
+    run_or_say_why_not(RunFolder(run_path(experiment, args), replace(experiment, **chosen), facts), args)

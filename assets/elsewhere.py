@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,13 @@ from torch import nn
 import common
 import stn
 from assets import ASSETS, Command, positive
-from assets.records import read_table, replace_rows
+from assets.records import format_table, read_table, six_digits
 
 HEIGHT, WIDTH = 64, 96  # of a coloured image, in pixels
 SMALLEST, LARGEST = 20, 44  # side of the square that holds a digit's 28 x 28 pixels, in pixels of the image
 COUNTS = 12000, 1000  # coloured images to train on and to test on
 LIMIT = inspect.signature(stn.limit_motion).parameters["pixels"].default
 LINES = {"neither": (False, False), "leaky": (True, False), "limited": (False, True), "both": (True, True)}
-RUN_COLUMNS = ("network", "optimizer", "lines", "seed")  # what tells runs apart
 
 # --------------------------------------------------------------------------------------------------------------- images
 
@@ -111,18 +111,10 @@ class Transformed(nn.Module):
         return self.classify(images, self.theta(images))
 
 
-def identity_layer(features):
-    """The last linear layer of a localization net: zero weights, the identity as bias."""
-    layer = nn.Linear(features, 6)
-    nn.init.zeros_(layer.weight)
-    layer.bias.data = torch.tensor([1.0, 0, 0, 0, 1, 0])
-    return layer
-
-
 def make_tutorial_net():
     """The PyTorch tutorial's, https://docs.pytorch.org/tutorials/intermediate/spatial_transformer_tutorial.html."""
     convolutions = nn.Conv2d(1, 8, 7), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(8, 10, 5), nn.MaxPool2d(2), nn.ReLU()
-    localization = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(90, 32), nn.ReLU(), identity_layer(32))
+    localization = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(90, 32), nn.ReLU(), stn.Regression(32))
     convolutions = nn.Conv2d(1, 10, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(10, 20, 5), nn.Dropout2d()
     linear = nn.Flatten(), nn.Linear(320, 50), nn.ReLU(), nn.Dropout(), nn.Linear(50, 10), nn.LogSoftmax(1)
     return Transformed(localization, nn.Sequential(*convolutions, nn.MaxPool2d(2), nn.ReLU(), *linear), (28, 28))
@@ -142,14 +134,14 @@ def make_colour_classifier():
 def make_normalized_net():
     """A localization net with batch normalization and dropout, for RGB images of 64 x 96 pixels."""
     blocks = *normalized_block(3, 16, 2), *normalized_block(16, 32, 2), *normalized_block(32, 32, 2)
-    linear = nn.Flatten(), nn.Linear(32 * 8 * 12, 64), nn.ReLU(), nn.Dropout(), identity_layer(64)
+    linear = nn.Flatten(), nn.Linear(32 * 8 * 12, 64), nn.ReLU(), nn.Dropout(), stn.Regression(64)
     return Transformed(nn.Sequential(*blocks, *linear), make_colour_classifier(), (32, 32))
 
 
 def make_resnet():
     """torchvision's resnet18, not trained before, as localization net for RGB images."""
     localization = torchvision.models.resnet18(weights=None)
-    localization.fc = identity_layer(512)
+    localization.fc = stn.Regression(512)
     return Transformed(localization, make_colour_classifier(), (32, 32))
 
 
@@ -161,15 +153,15 @@ def make_leaky(network):
                 setattr(module, name, nn.LeakyReLU(0.1, inplace=child.inplace))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Setting:
     """A network and how its users train it. A test follows every `every` steps; images are (x / 255 - mean) / std."""
 
     network: str
-    optimizer: str
-    images: str
     make_network: Callable
+    optimizer: str
     make_optimizer: Callable
+    images: str
     mean: float
     std: float
     batch_size: int
@@ -177,26 +169,17 @@ class Setting:
     every: int
 
 
-def adam(lr):
-    return {"optimizer": f"Adam {lr}", "make_optimizer": partial(torch.optim.Adam, lr=lr)}
-
-
 def momentum(lr):
-    return {"optimizer": f"SGD {lr}, momentum 0.9", "make_optimizer": partial(torch.optim.SGD, lr=lr, momentum=0.9)}
+    return f"SGD {lr}, momentum 0.9", partial(torch.optim.SGD, lr=lr, momentum=0.9)
 
 
-PLAIN = {"images": "plain", "mean": 0.1307, "std": 0.3081}
-COLOURED = {"images": "coloured", "mean": 0.5, "std": 0.5}
-TUTORIAL = PLAIN | {"network": "tutorial", "make_network": make_tutorial_net}
-TUTORIAL |= {"batch_size": 64, "steps": 5628, "every": 938}  # 6 epochs, and one
-NORMALIZED = COLOURED | {"network": "normalized", "make_network": make_normalized_net}
-NORMALIZED |= {"batch_size": 64, "steps": 1880, "every": 188}  # 10 epochs, and one
-RESNET = COLOURED | {"network": "resnet18", "make_network": make_resnet, "batch_size": 32, "steps": 200, "every": 40}
+ADAM = "Adam 0.001", partial(torch.optim.Adam, lr=0.001)
+PLAIN, COLOURED = ("plain", 0.1307, 0.3081), ("coloured", 0.5, 0.5)
 SETTINGS = (
-    Setting(**TUTORIAL, **adam(0.001)),
-    Setting(**TUTORIAL, **momentum(0.01)),
-    Setting(**NORMALIZED, **adam(0.001)),
-    Setting(**RESNET, **momentum(0.1)),
+    Setting("tutorial", make_tutorial_net, *ADAM, *PLAIN, 64, 5628, 938),  # 6 epochs, and one
+    Setting("tutorial", make_tutorial_net, *momentum(0.01), *PLAIN, 64, 5628, 938),
+    Setting("normalized", make_normalized_net, *ADAM, *COLOURED, 64, 1880, 188),  # 10 epochs, and one
+    Setting("resnet18", make_resnet, *momentum(0.1), *COLOURED, 32, 200, 40),
 )
 LOADERS = {"plain": load_plain, "coloured": load_coloured}
 
@@ -244,8 +227,7 @@ def train(setting, lines, seed, train_set, test_set):
         batch = (images[index] / 255 - setting.mean) / setting.std
         optimizer.zero_grad()
         F.nll_loss(model(batch), labels[index]).backward()
-        pixels = LIMIT if limited else math.inf
-        with stn.limit_motion(model.theta, batch[:16], model.localization, pixels) as moved:
+        with stn.limit_motion(model.theta, batch[:16], model.localization, run["pixels"] or math.inf) as moved:
             optimizer.step()
         taken.append(moved)
         if step % setting.every == 0:
@@ -261,18 +243,15 @@ def add_runs(seeds, only, lines, data_dir, path=ASSETS / "elsewhere.csv"):
     """Makes the runs that the file lacks, and adds each once it has ended."""
     torch.set_num_threads(1)
     sets = {}
-    for seed in range(seeds):
-        for setting in SETTINGS:
-            for kind in lines:
-                wanted = (setting.network, setting.optimizer, kind, seed), LIMIT if LINES[kind][1] else None
-                there = {(tuple(row[name] for name in RUN_COLUMNS), row["pixels"]) for row in read_table(path)}
-                if only not in (None, setting.network) or wanted in there:
-                    continue
-                if setting.images not in sets:
-                    sets[setting.images] = LOADERS[setting.images](data_dir)
-                rows = train(setting, kind, seed, *sets[setting.images])
-                replace_rows(path, rows, RUN_COLUMNS)
-                print(rows[-1], flush=True)
+    for seed, setting, kind in product(range(seeds), SETTINGS, lines):
+        there = [(row["network"], row["optimizer"], row["lines"], row["seed"]) for row in read_table(path)]
+        if only not in (None, setting.network) or (setting.network, setting.optimizer, kind, seed) in there:
+            continue
+        if setting.images not in sets:
+            sets[setting.images] = LOADERS[setting.images](data_dir)
+        rows = [six_digits(row) for row in train(setting, kind, seed, *sets[setting.images])]
+        common.write(path, format_table([*read_table(path), *rows]))
+        print(rows[-1], flush=True)
 
 
 def main():

@@ -20,17 +20,9 @@ from PIL import Image
 
 from assets import ASSETS, Command, study
 from assets.records import read_table, run_key, run_sort_key
-from assets.tables import (
-    ADAM_FACTORIAL,
-    CURES,
-    DOSES,
-    digits_of,
-    make_tables,
-    standard_runs,
-    steps_of,
-    with_tables,
-)
-from common import SIDES, collapsed, lost_solution, outlines, write
+from assets.sharpness import STEPS
+from assets.tables import ADAM_FACTORIAL, CURES, DOSES, digits_of, make_tables, standard_runs, with_tables
+from common import SIDES, lost_solution, outlines, write
 
 WIDTH = 6  # inches
 STYLE = {
@@ -53,12 +45,7 @@ SCALE_COLORS = SCALE_COLORS.with_extremes(bad="black")
 SCALES = (0.5, 0.6, 0.8, 1, 1.4, 2, 3, 5)  # ticks of a logarithmic axis
 RATE_NORM = LogNorm(2e-5, 0.2)  # to viridis, but for its bright end
 LABELS = {"test/accuracy": "test accuracy (%)", "train/loss": "train loss"}
-RATE_LABEL = "learning rate of the localization net"
 DATASETS = {"mnist": (BLUE, "o"), "cluttered": (VERMILION, "D"), "enlarged": ("#009E73", "s")}  # colour and marker
-
-
-class MissingError(Exception):
-    """What a figure shows is not there yet; its message says what."""
 
 
 def read_study(assets):
@@ -67,21 +54,8 @@ def read_study(assets):
     read.runs = study.pick(read.runs, **study.FULL)
     read.whole = study.without_repeats(read.runs)
     read.published = read_table(assets / "published_runs.csv")
-    read.states = np.load(assets / "states.npz") if (assets / "states.npz").exists() else None
+    read.assets = assets
     return read
-
-
-def require(**read):
-    """Raises MissingError if one of these is empty, or None."""
-    for name, values in read.items():
-        if not values:
-            raise MissingError(f"no {name}")
-
-
-def by_experiment(runs, dataset="cluttered"):
-    """Returns {experiment: runs} on a data set, without the experiments whose runs have variants."""
-    groups = study.group(study.pick(runs, dataset=dataset, variant=None))
-    return {seeds[0]["experiment"]: seeds for seeds in groups}
 
 
 def column(history, name):
@@ -94,8 +68,7 @@ def column(history, name):
 
 def states(read):
     """Five digits in each state of states.npz, a row a state: where the transformer looks, and what it returns."""
-    file = read.states
-    require(states=file)
+    file = np.load(read.assets / "states.npz")
     images, side = file["images"][:5], file["images"].shape[-1]
     room, seen, gap = 2 * side, 0.9 * side, 0.1 * side  # sides of a tile and of what is returned
     cell = room + seen + 4 * gap
@@ -135,14 +108,9 @@ def timeline_strip(history):
     Returns log2 of scale, masked where the transformer looks off the image (inside under 0.05), whether it has one map
     for all images (spread under 0.01; where that is not recorded: no), and the epoch that loses the solution, or None.
     """
-    off_the_image = [collapsed([row]) is not None for row in history]
-    one_map = (column(history, "stn/spread") < study.ONE_MAP) & ~np.array(off_the_image)
-    return np.ma.array(np.log2(column(history, "stn/scale")), mask=off_the_image), one_map, lost_solution(history)
-
-
-def wrap(title, width):
-    """Breaks a title into lines, at its commas alone."""
-    return textwrap.wrap(title.replace(" ", "\xa0").replace(",\xa0", ", "), width, break_long_words=False)
+    off = np.array([study.off_the_image(row) for row in history])
+    one_map = (column(history, "stn/spread") < study.ONE_MAP) & ~off
+    return np.ma.array(np.log2(column(history, "stn/scale")), mask=off), one_map, lost_solution(history)
 
 
 def draw_strip(axes, run, y):
@@ -161,27 +129,15 @@ def draw_strip(axes, run, y):
     axes.text(len(colors) + 2, y + 0.5, f"{run['best_accuracy']:.1f}{stopped}", **STRIP_TEXT)
 
 
-def timeline_handles(asterisk):
-    """What the timeline's legend explains."""
-    handles = [
-        Patch(color="black", label="off the image"),
-        Patch(facecolor="none", edgecolor="black", hatch="/////", linewidth=0, label="one map for all images"),
-        Line2D([], [], color="black", marker="v", linewidth=0, markersize=7, label="loses its solution"),
-    ]
-    if asterisk:
-        label = "one map was not recorded"
-        handles.append(Line2D([], [], linewidth=0, marker="$*$", color="black", label=label))
-    return handles
-
-
 def timeline(read):
     """A strip a run, a cell an epoch, of the experiments in the table of cures, in its order."""
     picked = [study.pick(read.whole, **study.STANDARD, experiment=e, variant=variant) for e, variant in CURES]
     groups = [seeds for seeds in picked if seeds]
-    require(runs=groups)
     places, titles, top = [], {}, 0.0
     for runs in groups:
-        lines = wrap(f"{runs[0]['experiment']}: {runs[0]['title'].removeprefix('normalized, ')}", 24)
+        title = f"{runs[0]['experiment']}: {runs[0]['title'].removeprefix('normalized, ')}"
+        title = title.replace(" ", "\xa0").replace(",\xa0", ", ")  # it is broken at its commas alone
+        lines = textwrap.wrap(title, 24, break_long_words=False)
         height = max(len(runs), 1.5 * len(lines))
         middle = top + height / 2
         places += [(run, middle - len(runs) / 2 + i) for i, run in enumerate(runs)]
@@ -205,7 +161,12 @@ def timeline(read):
     shown = [scale for scale in SCALES if scale <= 2]
     bar.set_ticks(np.log2(shown), labels=[f"{scale:g}" for scale in shown])
     bar.ax.set_title("zooms in  \N{LEFTWARDS ARROW}  scale  \N{RIGHTWARDS ARROW}  shrinks the image")
-    handles = timeline_handles(any(run["history"][0]["stn/spread"] is None for run, _ in places))
+    handles = [
+        Patch(color="black", label="off the image"),
+        Patch(facecolor="none", edgecolor="black", hatch="/////", linewidth=0, label="one map for all images"),
+        Line2D([], [], color="black", marker="v", linewidth=0, markersize=7, label="loses its solution"),
+        Line2D([], [], color="black", marker="$*$", linewidth=0, label="one map was not recorded"),
+    ]
     figure.legend(handles=handles, loc="outside upper center", ncols=2)
     return figure
 
@@ -213,26 +174,16 @@ def timeline(read):
 # -------------------------------------------------------------------------------- the localization net's learning rate
 
 
-def last_rows_by_rate(read):
-    """Returns {dataset: {rate: the last row of each seed}} of experiment 17."""
-    curves = {
-        dataset: {rate: [run["history"][-1] for run in runs] for rate, runs in runs_by_rate.items()}
-        for dataset, runs_by_rate in study.by_rate(read.whole).items()
-    }
-    if all(len(rows_by_rate) < 2 for rows_by_rate in curves.values()):
-        raise MissingError("no runs at several learning rates of the localization net")
-    return curves
-
-
-def draw_curve(axes, dataset, rows_by_rate, shift):
+def draw_curve(axes, dataset, runs_by_rate, shift):
     """Draws scale over the rate, of one data set; returns the smallest rate that is off the image, or inf."""
     color, marker = DATASETS[dataset]
     style = {"markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.4}
     medians, first_off = [], math.inf
-    for rate, rows in rows_by_rate.items():
+    for rate, seeds in runs_by_rate.items():
+        rows = [run["history"][-1] for run in seeds]
         beside = np.linspace(-0.05, 0.05, len(rows))  # each other
         x = rate * shift * (1 + beside - beside.mean())
-        off = np.array([collapsed([row]) is not None for row in rows])
+        off = np.array([study.off_the_image(row) for row in rows])
         values = np.where(off, math.inf, column(rows, "stn/scale"))
         medians.append(statistics.median(values))
         axes.plot(x[~off], values[~off], marker, color=color, **style)
@@ -241,9 +192,8 @@ def draw_curve(axes, dataset, rows_by_rate, shift):
             axes.plot(x[off], np.full(off.sum(), 1 if dataset == "mnist" else 0.95), marker, **edge, **style)
             first_off = min(first_off, x[off].min())
     medians = [math.nan if value == math.inf else value for value in medians]
-    axes.plot([rate * shift for rate in rows_by_rate], medians, color=color, zorder=1)
-    side = SIDES[dataset]
-    label = f"{digits_of(dataset)} digits, {side} x {side}"
+    axes.plot([rate * shift for rate in runs_by_rate], medians, color=color, zorder=1)
+    label = f"{digits_of(dataset)} digits, {SIDES[dataset]} x {SIDES[dataset]}"
     axes.plot([], [], color=color, marker=marker, markersize=4, label=label)
     return first_off
 
@@ -253,19 +203,20 @@ def rates(read):
 
     Runs that are off the image are black points at the top edge; in the medians they are larger than any.
     """
-    curves = last_rows_by_rate(read)
+    curves = study.by_rate(read.whole)
     figure = Figure(figsize=(WIDTH, 3.3))
     axes = figure.subplots()
     shifts = {"mnist": 0.91, "cluttered": 1.09} if len(curves) > 1 else {}  # beside each other
-    first_off = min(draw_curve(axes, dataset, rows, shifts.get(dataset, 1)) for dataset, rows in curves.items())
+    first_off = min(draw_curve(axes, dataset, runs, shifts.get(dataset, 1)) for dataset, runs in curves.items())
     if first_off < math.inf:
         at_the_edge = {"ha": "right", "va": "center", "transform": axes.get_xaxis_transform()}
         axes.text(first_off / 1.2, 0.975, "off the image \N{RIGHTWARDS ARROW}", **at_the_edge)
     axes.axhline(1, color="grey", linewidth=0.6, zorder=0)
-    axes.set(xscale="log", yscale="log", xlabel=RATE_LABEL, ylabel="scale after the last epoch")
+    axes.set(xscale="log", yscale="log", xlabel="learning rate of the localization net")
+    axes.set_ylabel("scale after the last epoch")
     low, high = axes.get_ylim()
     axes.set_yticks(SCALES, map(str, SCALES))  # which moves the limits
-    ticks = sorted({rate for rows_by_rate in curves.values() for rate in rows_by_rate})
+    ticks = sorted({rate for runs_by_rate in curves.values() for rate in runs_by_rate})
     axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
     axes.minorticks_off()
     axes.set_ylim(min(low, 0.8), max(high, 1.3) * 1.1)
@@ -279,49 +230,24 @@ def rates(read):
 # ------------------------------------------------------------------------------------------------------------- failures
 
 
-def choose_failures(replays, runs):
-    """Chooses two replays, one a kind, as {kind: steps from 60 before the failing one to 60 after}.
-
-    They are of runs that failed, on cluttered digits, and whole. 60 steps after the failing one a transformer is off
-    the image if inside is under 0.02 and more than 0.02 of its hidden units are active, and has one map for all images
-    if it is the other way round. Of each kind it is one that recorded spread, if there is one, and of those the one
-    whose run had the best accuracy in the epochs before.
-
-    Raises MissingError if there is none of a kind.
-    """
-    kinds = {"off the image": [], "one map for all images": []}
-    for steps in replays:
-        whole = steps[0]["dataset"] == "cluttered" and steps[0]["step"] <= -60
-        after = next((step for step in steps if step["step"] == 60), None)
-        if not whole or not after or study.run_of_replay(steps, runs)["failed"] is None:
-            continue
-        if after["inside"] < 0.02 < after["active"]:
-            kinds["off the image"].append(steps)
-        elif after["active"] < 0.02 < after["inside"]:
-            kinds["one map for all images"].append(steps)
-    for kind, of_kind in kinds.items():
-        if not of_kind:
-            raise MissingError(f"no failure in failures.csv that ends with: {kind}")
-        best = max(of_kind, key=lambda steps: (steps[0]["spread"] is not None, study.best_before(steps, runs)))
-        kinds[kind] = [step for step in best if -60 <= step["step"] <= 60]
-    return kinds
-
-
-def write_not_recorded(axes):
-    axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color="grey")
+GRADIENT = "gradient of the localization net"
+FAILURES = {  # experiment, seed and epoch: of the replays that recorded spread, of the run that had been the best
+    "off the image": (1, 4, 26),
+    "one map for all images": (13, 1, 35),
+}
 
 
 def failures(read):
-    """Two failures, as `choose_failures` chooses them, a column each: what the transformer does, step by step."""
-    chosen = choose_failures(read.replays, read.runs)
+    """Two failures, a column each: what the transformer does, from 60 steps before the failing one to 60 after."""
     labels = {"inside": "inside", "active": "active hidden\nunits (fraction)", "spread": "spread", "scale": "scale"}
-    labels[study.GRADIENT] = "gradient of the\nlocalization net"
-    labels = {name: labels[name] for name in labels if any(rows[0][name] is not None for rows in chosen.values())}
+    labels[GRADIENT] = "gradient of the\nlocalization net"
     figure = Figure(figsize=(WIDTH, 0.8 + 1.05 * len(labels)))
-    panels = figure.subplots(len(labels), 2, sharex=True, sharey="row", squeeze=False)
-    for column_of_panels, (kind, rows) in zip(panels.T, chosen.items(), strict=True):
-        run, top = study.run_of_replay(rows, read.runs), column_of_panels[0]
-        title = f"{run['experiment']}: {run['title']}\nseed {run['seed']}, epoch {rows[0]['epoch']}"
+    panels = figure.subplots(len(labels), 2, sharex=True, sharey="row")
+    for column_of_panels, (kind, (experiment, seed, epoch)) in zip(panels.T, FAILURES.items(), strict=True):
+        key = study.STANDARD | {"experiment": experiment, "seed": seed}
+        (run,), top = study.pick(read.runs, **key), column_of_panels[0]
+        rows = [row for row in study.pick(read.replays, **key, epoch=epoch) if -60 <= row["step"] <= 60]
+        title = f"{experiment}: {run['title']}\nseed {seed}, epoch {epoch}"
         top.set_title(f"{kind}\n\n", fontsize=10, fontweight="bold")
         top.text(0.5, 1.06, title, transform=top.transAxes, ha="center")
         steps = column(rows, "step")
@@ -329,19 +255,17 @@ def failures(read):
             values = column(rows, name)
             axes.axvline(0, color=VERMILION, linewidth=1.2)
             axes.plot(steps, values, color=BLUE)
-            if name == study.GRADIENT:
+            if name == GRADIENT:
                 axes.set_yscale("log")
                 zero = steps[values == 0]
                 edge = {"transform": axes.get_xaxis_transform(), "color": BLUE}
                 axes.plot(zero, np.full(len(zero), 0.03), "s", markersize=2, **edge)
                 if len(zero):
                     axes.text(1, 0.03, "0", va="center", color=BLUE, transform=axes.transAxes)
-            elif np.isnan(values).all():
-                write_not_recorded(axes)
         column_of_panels[-1].set_xlabel("step")
     for axes, (name, label) in zip(panels[:, 0], labels.items(), strict=True):
         axes.set_ylabel(label)
-        if name != study.GRADIENT:
+        if name != GRADIENT:
             axes.set_ylim(bottom=0)
     return figure
 
@@ -361,7 +285,6 @@ def motion(read):
     A run that failed in its first epoch has no typical step and is left out.
     """
     runs = [run for run in read.runs if study.median_then(run, "stn/motion") and study.largest_motion(run)]
-    require(motion_of_runs=runs)
     figure = Figure(figsize=(WIDTH, 3.8))
     axes = figure.subplots()
     for run in sorted(runs, key=run_sort_key):
@@ -388,7 +311,6 @@ def motion(read):
 def dose(read):
     """Accuracy over the limit of a step's motion, of experiments 26 and 35, a point a seed."""
     doses = {name: study.group(standard_runs(experiment, read.whole)) for name, experiment in DOSES.items()}
-    require(runs_of_26_or_35=[seeds for groups in doses.values() for seeds in groups])
     figure = Figure(figsize=(WIDTH, 3))
     axes = figure.subplots()
     limits = sorted({seeds[0]["max_motion"] or math.inf for groups in doses.values() for seeds in groups})
@@ -423,7 +345,6 @@ def leaky(read):
                 at = min(rows[-1]["stn/spread"], top)
                 axes.plot(run["failed"], at, "X", clip_on=False, color="black", markersize=6)
         drawn += [Line2D([], [], label=f"{lines} ({experiment})", **style)] * bool(seeds)
-    require(runs_with_adam_at_0001=drawn)
     drawn.append(Line2D([], [], color="black", marker="X", linestyle="", label="leaves the image"))
     axes.set(xlim=(0, 100), ylim=(-0.01, top), xlabel="epoch", ylabel="spread of the regions' centres")
     figure.legend(handles=drawn, loc="outside upper center", ncols=3)
@@ -432,32 +353,27 @@ def leaky(read):
 
 # ------------------------------------------------------------------------------------------------- the document's runs
 
-PUBLISHED = {"test/accuracy": "test_accuracy_percent"}  # columns of published_runs.csv
-
 
 def compare(read, first, second):
     """Test accuracy and train loss of two experiments, a line a seed, pale once it has failed, and the published."""
-    experiments = by_experiment(read.whole)
     figure = Figure(figsize=(WIDTH, 4.6))
     panels = figure.subplots(2, 1, sharex=True)
     handles = []
     for experiment, color in ((first, VERMILION), (second, BLUE)):
-        require(**{f"runs of experiment {experiment}": experiments.get(experiment)})
+        seeds = standard_runs(experiment, read.whole)
         published = study.pick(read.published, experiment=f"classification_experiment_{experiment}")
         for axes, tag in zip(panels, ("test/accuracy", "train/loss"), strict=True):
-            for run in experiments[experiment]:
+            for run in seeds:
                 values, end = column(run["history"], tag), run["failed"] or len(run["history"])
                 epochs = column(run["history"], "epoch")
                 axes.plot(epochs[:end], values[:end], color=color)
                 axes.plot(epochs[end - 1 :], values[end - 1 :], color=color, alpha=0.2)
                 if run["failed"]:
                     axes.plot(end, values[end - 1], "X", color=color, markeredgecolor="white", markersize=7, zorder=3)
-            if tag in PUBLISHED:
-                theirs = column(published, "epoch"), column(published, PUBLISHED[tag])
-                axes.plot(*theirs, ":", color=color, linewidth=1.4)
             axes.set_ylabel(LABELS[tag])
-        title = f"{experiment}: {experiments[experiment][0]['title']}"
-        handles.append(Line2D([], [], color=color, linewidth=3, label=title))
+        theirs = column(published, "epoch"), column(published, "test_accuracy_percent")
+        panels[0].plot(*theirs, ":", color=color, linewidth=1.4)
+        handles.append(Line2D([], [], color=color, linewidth=3, label=f"{experiment}: {seeds[0]['title']}"))
     handles.append(Line2D([], [], color="grey", marker="X", linestyle="", markersize=7, label="fails"))
     handles.append(Line2D([], [], color="grey", linestyle=":", linewidth=1.4, label="as published"))
     panels[-1].set_xlabel("epoch")
@@ -472,28 +388,7 @@ def rate_color(rate):
     return matplotlib.colormaps["viridis"](RATE_NORM(rate))
 
 
-def color_and_marker(i):
-    """Colour and marker of the i-th experiment of a panel: no two of 88 have both."""
-    colors = (VERMILION, "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#009E73", BLUE, "#8B4513")
-    return colors[i % 8], "o^sDvPX*<>d"[i % 11]
-
-
-def draw_experiments_legend(axes, loc, **options):
-    """Names each experiment once, however many its lines, in the order of their numbers."""
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    labels = sorted(handles, key=lambda label: int(label.split()[-1]))
-    axes.legend([handles[label] for label in labels], labels, loc=loc, **options)
-
-
-def with_runs(read):
-    """Yields each row of sharpness.csv whose run is in the study, and the run."""
-    runs = {run_key(run): run for run in read.runs}
-    return ((row, runs[run_key(row)]) for row in read.sharpness if run_key(row) in runs)
-
-
-def by_sgd(run):
-    """Whether its limit is 2 / lr."""
-    return run["optimizer"].startswith("SGD")
+COLORS = (VERMILION, "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#009E73", BLUE, "#8B4513")  # of experiments
 
 
 def rate_of_step(row, run):
@@ -508,17 +403,16 @@ def sharpness_over_scale(axes, read):
 
     Filled are the points of the larger step of sharpness.csv, open those of smaller ones.
     """
-    smaller, larger = steps_of(read.sharpness)
-    kinds, limits = set(), set()
-    for row, run in with_runs(read):
-        if not study.sees_the_image(row) or not row["curvature"] > 0:
+    smaller, larger = STEPS
+    runs, limits = {run_key(run): run for run in read.runs}, set()
+    for row in read.sharpness:
+        run = runs.get(run_key(row))
+        if not run or study.off_the_image(row) or not row["curvature"] > 0:
             continue
-        kind = "o" if by_sgd(run) else "^", row["step"] < larger
-        color = rate_color(rate_of_step(row, run))
+        by_sgd, color = run["optimizer"].startswith("SGD"), rate_color(rate_of_step(row, run))
         style = {"color": color, "markersize": 3.5, "markerfacecolor": "none" if row["step"] < larger else color}
-        axes.plot(row["scale"], row["curvature"], kind[0], **style)
-        kinds.add(kind)
-        if by_sgd(run):
+        axes.plot(row["scale"], row["curvature"], "o" if by_sgd else "^", **style)
+        if by_sgd:
             limits.add(row["lr"])
     for rate in sorted(limits):
         axes.axhline(2 / rate, color=rate_color(rate), linestyle="--", linewidth=1)
@@ -530,10 +424,8 @@ def sharpness_over_scale(axes, read):
     axes.minorticks_off()
     axes.set_title("colour: learning rate; dashed: SGD's limit, 2 / learning rate")
     over = f"weights moved by {smaller:g}, not {larger:g}"
-    for kind, label in ((("o", False), "SGD"), (("^", False), "Adam"), (("o", True), over)):
-        if kind in kinds:
-            fill = "none" if kind[1] else "grey"
-            axes.plot([], [], kind[0], color="grey", markersize=4, markerfacecolor=fill, label=label)
+    for marker, fill, label in (("o", "grey", "SGD"), ("^", "grey", "Adam"), ("o", "none", over)):
+        axes.plot([], [], marker, color="grey", markersize=4, markerfacecolor=fill, label=label)
     axes.legend(loc="lower left", handlelength=1)
 
 
@@ -549,7 +441,8 @@ def left_over_the_rate(axes, handed_over, sharpness):
         if not found:
             continue
         curvature = found[max(found)]
-        color, marker = color_and_marker(numbers.index(first["experiment"]))
+        i = numbers.index(first["experiment"])
+        color, marker = COLORS[i], "o^sDvPX*"[i]
         left = {rate * curvature: accuracies for (_, rate), accuracies in left.items() if rate}
         axes.plot([*left], [statistics.median(accuracies) for accuracies in left.values()], color=color)
         points = [(x, accuracy) for x, accuracies in left.items() for accuracy in accuracies]
@@ -561,7 +454,6 @@ def left_over_the_rate(axes, handed_over, sharpness):
 
 def sharpness(read):
     """Curvature over scale, and what SGD leaves of solutions over its rate x their curvature."""
-    require(sharpness=read.sharpness, hand_over=read.handed_over)
     figure = Figure(figsize=(8.5, 3.4))
     left, right = figure.subplots(1, 2)
     sharpness_over_scale(left, read)
@@ -569,7 +461,8 @@ def sharpness(read):
     right.axvline(2, color="black", linestyle="--", linewidth=1)
     right.text(2.2, 3, "2")
     right.set(xlabel="learning rate x curvature", title="solutions handed over to SGD at other rates")
-    draw_experiments_legend(right, "lower left")
+    handles = dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))  # an experiment once
+    right.legend([*handles.values()], [*handles], loc="lower left")
     return figure
 
 
@@ -588,20 +481,14 @@ FIGURES = {
 
 
 def make_figures(assets):
-    """Writes the figures into the folder that holds the CSV files; says which are left out, and what they lack."""
+    """Writes the figures into the folder that holds the CSV files."""
     read = read_study(assets)
     with matplotlib.rc_context(STYLE):
         for name, draw in FIGURES.items():
-            try:
-                figure = draw(read)
-            except MissingError as missing:
-                print(f"left out: {name}, {missing}")
-                continue
             drawn, file = io.BytesIO(), io.BytesIO()
-            figure.savefig(drawn)
-            Image.open(drawn).convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-                file, "PNG", optimize=True
-            )
+            draw(read).savefig(drawn)
+            image = Image.open(drawn).convert("RGB")
+            image.quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
             write(assets / name, file.getvalue())
 
 

@@ -42,13 +42,13 @@ def descend(model, rates, images, labels, normalize):
             yield
 
 
-def hand_over(folder, epoch, shuffles):
-    """Returns the rows of hand_over.csv of the run in a folder at an epoch: `STEPS` of `RATES` of each shuffle.
+def add_hand_over(folder, epoch, shuffles, assets=ASSETS):
+    """Adds the rows of the run in a folder at an epoch: `STEPS` of `RATES` of each shuffle.
 
     Raises RunError if there is no run, or it has no weights of that epoch.
     """
+    torch.set_num_threads(1)
     saved = SavedRun(folder)
-    saved.load(epoch)
     train_set, (images, labels) = saved.canvases()
     key, rows = key_columns(saved.run, epoch), []
     for shuffle in range(shuffles):
@@ -64,12 +64,7 @@ def hand_over(folder, epoch, shuffles):
                     figures = saved.test(images[:TESTED], labels[:TESTED])
                     rows.append(key | row | {tag: figures[tag] for tag in TAGS})
             print(f"{folder.name}, epoch {epoch}, {rows[-1]}", flush=True)
-    return rows
-
-
-def add_hand_over(folder, epoch, shuffles, assets=ASSETS):
-    torch.set_num_threads(1)
-    add_rows(assets / "hand_over.csv", hand_over(folder, epoch, shuffles))
+    add_rows(assets / "hand_over.csv", rows)
 
 
 def main():

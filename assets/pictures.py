@@ -65,13 +65,6 @@ def make_states(rows, assets=ASSETS):
 # ----------------------------------------------------------------------------------------------------------- comparison
 
 
-def add_outline(axes, corners, tile):
-    """Draws the outline of corners (4, 2), clipped to the tile whose upper left corner is at `tile`; in pixels."""
-    polygon = Polygon(corners, fill=False, edgecolor="#ff8000", linewidth=1.5)
-    axes.add_patch(polygon).set_antialiased(False)
-    polygon.set_clip_box(TransformedBbox(Bbox([tile, tile + TILE]), axes.transData))
-
-
 def draw_run(figure, axes, left, images, theta, seen, run, epoch):
     """Draws one run at an epoch, its upper left corner at (left, 0), in pixels of the figure.
 
@@ -91,7 +84,9 @@ def draw_run(figure, axes, left, images, theta, seen, run, epoch):
         mosaic[y + pad : y + pad + shown, x + pad : x + pad + shown] = np.asarray(tile) / 255
         mosaic[2 * TILE :, i * TILE // 2 + 2 : i * TILE // 2 + 2 + SEEN] = seen[i].repeat(2, 0).repeat(2, 1)
         corner = np.array([left + x, HEAD + y])
-        add_outline(axes, corner + pad + outlines[i], corner)
+        outline = Polygon(corner + pad + outlines[i], fill=False, edgecolor="#ff8000", linewidth=1.5)
+        axes.add_patch(outline).set_antialiased(False)
+        outline.set_clip_box(TransformedBbox(Bbox([corner, corner + TILE]), axes.transData))
     extent = (left, left + PANEL, HEAD + 2 * TILE + SEEN, HEAD)
     axes.imshow(mosaic, "gray", vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
     plot = figure.add_axes(((left + 44) / WIDTH, 26 / HEIGHT, (PANEL - 52) / WIDTH, PLOT / HEIGHT))

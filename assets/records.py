@@ -48,8 +48,9 @@ def read_table(path):
         return [{column: parse_cell(column, text) for column, text in row.items()} for row in csv.DictReader(file)]
 
 
-def format_table(columns, rows):
-    """The bytes of a CSV file of dicts; what a row lacks is an empty cell."""
+def format_table(rows, columns=None):
+    """The bytes of a CSV file of dicts, with these columns or all that a row has; what a row lacks is an empty cell."""
+    columns = columns or list(dict.fromkeys(name for row in rows for name in row))
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
@@ -125,31 +126,19 @@ def write_runs(runs, assets=ASSETS):
     """
     runs = sorted(runs, key=run_sort_key)
     rows = [key_columns(run, row["epoch"]) | six_digits(row) for run in runs for row in run["history"]]
-    columns = dict.fromkeys(name for row in rows for name in row)
-    replace_files(
-        {
-            assets / "results.csv": format_table(columns, rows),
-            assets / "runs.csv": format_table([*RUN_KEY, *SETTINGS, *FACTS], [run | settings_of(run) for run in runs]),
-        }
-    )
+    runs = [run | settings_of(run) for run in runs]
+    of_runs = format_table(runs, [*RUN_KEY, *SETTINGS, *FACTS])
+    replace_files({assets / "results.csv": format_table(rows), assets / "runs.csv": of_runs})
 
 
 def replace_files(contents):
-    """Replaces files, given as {path: bytes}: all of them, or none where one of them cannot be written."""
-    before = {path: path.read_bytes() if path.exists() else None for path in contents}
+    """Writes all files, a dict of their bytes, or none if the disk is full."""
     beside = {path: path.with_name(path.name + ".new") for path in contents}
     try:
         for path, data in contents.items():
-            write(beside[path], data)  # a disk that is full shows here
+            write(beside[path], data)
         for path in contents:
             beside[path].replace(path)
-    except BaseException:
-        for path, data in before.items():
-            if data is None:
-                path.unlink(missing_ok=True)
-            elif path.read_bytes() != data:
-                write(path, data)
-        raise
     finally:
         for path in beside.values():
             path.unlink(missing_ok=True)
@@ -195,16 +184,4 @@ def add_rows(path, rows):
     """
     measured = {weights_key(row) for row in rows}
     rows = [row for row in read_table(path) if weights_key(row) not in measured] + [six_digits(row) for row in rows]
-    columns = dict.fromkeys(name for row in rows for name in row)
-    write(path, format_table(columns, sorted(rows, key=lambda row: (run_sort_key(row), row["epoch"]))))
-
-
-def replace_rows(path, rows, names):
-    """Adds rows, dicts, to the end of a CSV file, in the place of all that have the values of one in these columns.
-
-    For measurements whose rows belong to no run of runs.csv. Figures are written with six digits.
-    """
-    new = {tuple(row[name] for name in names) for row in rows}
-    kept = [row for row in read_table(path) if tuple(row[name] for name in names) not in new]
-    rows = kept + [six_digits(row) for row in rows]
-    write(path, format_table(dict.fromkeys(name for row in rows for name in row), rows))
+    write(path, format_table(sorted(rows, key=lambda row: (run_sort_key(row), row["epoch"]))))

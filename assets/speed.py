@@ -55,17 +55,10 @@ def reference_epoch(experiment, network, loader, device="cpu"):
 
 def make_loops(images, labels):
     """Returns {experiment's number: function that trains it for an epoch} on uint8 images (N, 1, 60, 60)."""
-
-    def read(number):
-        return common.read_script(ROOT / f"classification_experiment_{number}.py")[0]
-
-    experiment = read(REFERENCE)
-    loops = {
-        REFERENCE: partial(reference_epoch, experiment, make_reference(experiment), make_loader(images, labels)),
-    }
-    for number in PROJECT:
-        experiment = read(number)
-        loops[number] = partial(common.train, experiment, common.make_network(experiment), images, labels)
+    chosen = {n: common.read_script(ROOT / f"classification_experiment_{n}.py")[0] for n in (REFERENCE, *PROJECT)}
+    loops = {n: partial(common.train, e, common.make_network(e), images, labels) for n, e in chosen.items()}
+    reference = chosen[REFERENCE]
+    loops[REFERENCE] = partial(reference_epoch, reference, make_reference(reference), make_loader(images, labels))
     return loops
 
 
@@ -81,7 +74,7 @@ def write_speed(rounds, data_dir, limit=60000, assets=ASSETS):
             print(row, flush=True)
             if epoch:
                 rows.append(six_digits(row))
-    common.write(assets / "speed.csv", format_table(list(rows[0]), rows))
+    common.write(assets / "speed.csv", format_table(rows))
 
 
 def main():

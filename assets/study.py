@@ -1,5 +1,4 @@
-"""What tables and figures read out of the CSV files: runs and their events, replays of failures, and solutions that
-were handed over to SGD."""
+"""What tables and figures read out of the CSV files: runs and their events, and solutions handed over to SGD."""
 
 import re
 from itertools import groupby
@@ -7,21 +6,19 @@ from statistics import median
 from types import SimpleNamespace
 
 from assets.records import read_runs, read_table, run_key, run_sort_key, settings_of, weights_key
-from common import RunError, collapsed, failed
+from common import DEFAULTS, collapsed, failed
 
 FULL = {"digits": "full", "limit": 60000}
 STANDARD = {"dataset": "cluttered"} | FULL  # what experiments are compared by: all canvases of the full digits
 SGD, ADAM = "SGD(lr=0.01)", "Adam(lr=0.0001)"  # one learning rate for all weights, as runs.csv has them
-RATE_EXPERIMENT = 17  # its variants are learning rates of the localization net
 ONE_MAP = 0.01  # spread under which the regions' centres are one place for all images
 
 
 def read_all(assets):
-    """Returns all that the CSV files hold, as `runs`, `replays` (a list of the steps of each), and rows."""
-    replays = groupby(read_table(assets / "failures.csv"), key=weights_key)
+    """Returns all that the CSV files hold: `runs`, and the rows of each measurement."""
     return SimpleNamespace(
         runs=read_runs(assets),
-        replays=[list(steps) for _, steps in replays],
+        replays=read_table(assets / "failures.csv"),
         sharpness=read_table(assets / "sharpness.csv"),
         handed_over=read_table(assets / "hand_over.csv"),
         elsewhere=read_table(assets / "elsewhere.csv"),
@@ -44,10 +41,8 @@ def group(runs):
 
 def is_plain(run):
     """Whether nothing but normalization, fill and optimizer sets a run apart: no other transformer, no bound, ..."""
-    chosen = settings_of(run)
-    transformer = chosen.pop("transformer")
-    others = (chosen[name] for name in chosen if name not in ("mean", "std", "fill", "optimizer", "batch_size"))
-    return transformer == "SpatialTransformer" and all(value is None for value in others)
+    settings, free = settings_of(run), ("mean", "std", "fill", "optimizer", "batch_size")
+    return all(settings[name] == DEFAULTS[name] for name in settings if name not in free)
 
 
 def plain_runs(optimizer, runs):
@@ -75,13 +70,9 @@ def without_repeats(runs):
 def by_rate(runs):
     """Returns {dataset: {learning rate of the localization net: runs}} of experiment 17, plain digits first."""
     found = {}
-    for seeds in group(pick(runs, **FULL, experiment=RATE_EXPERIMENT)):
-        try:
-            rate = float(seeds[0]["variant"])
-        except (TypeError, ValueError):
-            continue  # a variant that is no learning rate
-        found.setdefault(seeds[0]["dataset"], {})[rate] = seeds
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "mnist", item[0])))
+    for seeds in group(pick(runs, **FULL, experiment=17)):
+        found.setdefault(seeds[0]["dataset"], {})[float(seeds[0]["variant"])] = seeds
+    return dict(sorted(found.items(), key=lambda item: item[0] != "mnist"))
 
 
 # --------------------------------------------------------------------------------------------------------------- events
@@ -92,19 +83,19 @@ def was_stopped(run):
     return len(run["history"]) < run["epochs"]
 
 
-def best(history):
-    """The row of the highest test accuracy."""
-    return max(history, key=lambda row: row["test/accuracy"])
-
-
 def reaches(history, accuracy):
     """First epoch with that test accuracy in percent, or None."""
     return next((row["epoch"] for row in history if row["test/accuracy"] >= accuracy), None)
 
 
-def collapsed_epochs(history):
-    """The epochs in which a run is collapsed: it may come back."""
-    return [row["epoch"] for row in history if collapsed([row])]
+def off_the_image(row):
+    """Whether the transformer has collapsed, in a row of results.csv, sharpness.csv or elsewhere.csv."""
+    return collapsed([{"epoch": 1, "stn/inside": row.get("stn/inside", row.get("inside"))}]) is not None
+
+
+def before_failure(run):
+    """The rows of the epochs before a run fails, all if it does not."""
+    return run["history"][: run["failed"] - 1] if run["failed"] else run["history"]
 
 
 def still_from(history):
@@ -112,12 +103,6 @@ def still_from(history):
     pairs = [(row["stn/scale"], row["stn/inside"]) for row in history]
     first = next(i for i in range(len(pairs)) if set(pairs[i:]) == {pairs[-1]})
     return first + 1 if len(pairs) - first >= 3 else None
-
-
-def ends_with_one_map(run):
-    """Whether a run did not fail, as failing is defined, but ends with one map for all images."""
-    spread = run["history"][-1]["stn/spread"]
-    return run["failed"] is None and spread is not None and spread < ONE_MAP
 
 
 def failure_times(runs, **definition):
@@ -143,11 +128,11 @@ def motion_epochs(run):
 
     Of a run that fails before it has those, the last five before it fails, or as many as there are.
     """
-    end = run["failed"] - 1 if run["failed"] else len(run["history"])
-    first = reaches(run["history"], 50)
-    if first and first + 4 <= end:
-        return run["history"][first - 1 : first + 4]
-    return run["history"][max(0, end - 5) : end]
+    rows = before_failure(run)
+    first = reaches(rows, 50)
+    if first and first + 4 <= len(rows):
+        return rows[first - 1 : first + 4]
+    return rows[-5:]
 
 
 def median_then(run, tag):
@@ -208,26 +193,6 @@ def alarm(history):
 
 # --------------------------------------------------------------------------------------------------------- measurements
 
-GRADIENT = "gradient of the localization net"
-
-
-def run_of_replay(steps, runs):
-    """The run of a replay. Raises RunError if it is not there."""
-    key = run_key(steps[0])
-    for run in runs:
-        if run_key(run) == key:
-            return run
-    raise RunError(f"failures.csv holds a replay of {key}, but runs.csv no such run: add it with assets.collect")
-
-
-def best_before(steps, runs):
-    """The best accuracy of a replay's run before the replayed epoch, in percent."""
-    earlier = run_of_replay(steps, runs)["history"][: steps[0]["epoch"] - 1]
-    return max((row["test/accuracy"] for row in earlier), default=0)
-
-
-KEPT = 5  # points of accuracy that a solution may lose while it counts as kept
-
 
 def solutions(rows):
     """Yields of each solution handed over its first row and {(classifier's rate, rate): accuracies}.
@@ -246,8 +211,3 @@ def solutions(rows):
 def curvatures(solution, sharpness):
     """Returns {step: curvature} of a solution, out of the rows of sharpness.csv."""
     return {row["step"]: row["curvature"] for row in sharpness if weights_key(row) == weights_key(solution)}
-
-
-def sees_the_image(row):
-    """Whether the transformer sees the image, in a row of sharpness.csv: it has not collapsed."""
-    return collapsed([{"epoch": row["epoch"], "stn/inside": row["inside"]}]) is None

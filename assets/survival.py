@@ -5,7 +5,6 @@ import math
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
 
 
 def log_rank(first, second):
@@ -46,17 +45,6 @@ def compare_times(strata):
         return p, (math.nan, 0, math.inf)  # nothing failed, or nothing is left to compare with
     middle, width = distance / variance, 1.96 / math.sqrt(variance)
     return p, tuple(math.exp(value) for value in (middle, middle - width, middle + width))
-
-
-def interval(count, total):
-    """Clopper and Pearson's exact 95 % interval of a fraction."""
-    return tuple(stats.binomtest(count, total).proportion_ci(0.95, method="exact"))
-
-
-def fisher(one, other):
-    """Fisher's exact two-sided p that as many of one group fail as of another."""
-    counts = [(sum(failed for _, failed in times), len(times)) for times in (one, other)]
-    return stats.fisher_exact([[failures, total - failures] for failures, total in counts]).pvalue
 
 
 def ranking(figures, chances):

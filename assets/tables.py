@@ -2,14 +2,15 @@
 
 import math
 import re
-from itertools import groupby
+from itertools import groupby, product
 from statistics import median
 
 from scipy import stats
 
 from assets import ASSETS, study, survival
 from assets.records import run_key
-from common import RunError, collapsed, failed, lost_solution
+from assets.sharpness import STEPS
+from common import RunError
 
 DEFINITIONS = {  # of a failure: the one that is used, and the others that a claim has to hold under
     "inside 0.05, loss 1.5": {},
@@ -72,34 +73,26 @@ def failed_of(runs, **definition):
 
 
 def failed_of_and_interval(runs):
-    low, high = survival.interval(study.count_failed(runs), len(runs))
+    low, high = stats.binomtest(study.count_failed(runs), len(runs)).proportion_ci(0.95, method="exact")
     return f"{failed_of(runs)} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
 def failure(run):
     """When a run failed: "31 cl" collapsed and lost its solution, one letter for one of them; † if stopped early."""
-    history, epoch = run["history"], failed(run["history"])
-    if epoch is None:
-        cell = "-"
-    else:
-        cell = f"{epoch} " + "c" * (collapsed(history) == epoch) + "l" * (lost_solution(history) == epoch)
+    epoch = run["failed"]
+    cell = f"{epoch} " + "c" * (run["collapsed"] == epoch) + "l" * (run["lost_solution"] == epoch) if epoch else "-"
     return cell + "†" * study.was_stopped(run)
 
 
 def collapses(history):
     """When a run is collapsed: "31" from there to its end, "4 to 26 and 28" where it came back."""
-    spans = []
-    for epoch in study.collapsed_epochs(history):
-        if spans and spans[-1][1] == epoch - 1:
-            spans[-1][1] = epoch
-        else:
-            spans.append([epoch, epoch])
-    return " and ".join(str(first) + f" to {last}" * (last < len(history)) for first, last in spans)
+    spans = [[row["epoch"] for row in rows] for off, rows in groupby(history, study.off_the_image) if off]
+    return " and ".join(str(span[0]) + f" to {span[-1]}" * (span[-1] < len(history)) for span in spans)
 
 
 def at_best(runs, tag):
     """What each run has in the epoch of its best test accuracy."""
-    return [study.best(run["history"])[tag] for run in runs]
+    return [run["history"][run["best_epoch"] - 1][tag] for run in runs]
 
 
 def at_end(runs, tag):
@@ -133,22 +126,13 @@ def all_results(runs):
     return markdown(columns, rows)
 
 
-def runs_that_lasted(runs):
-    """The runs, of 40 epochs or more, that did not fail."""
-    return [r for r in runs if r["failed"] is None and not study.was_stopped(r) and len(r["history"]) >= 40]
-
-
-def early_and_late_scale(run):
-    """The median scale of epochs 21 to 30, and that of the last 10."""
-    scales = [row["stn/scale"] for row in run["history"]]
-    return median(scales[20:30]), median(scales[-10:])
-
-
 def drift(runs):
     """Whether the transformers of the runs that lasted zoom in or out after the first 30 epochs."""
     rows = []
-    for seeds in study.group(runs_that_lasted(runs)):
-        early, late = zip(*map(early_and_late_scale, seeds), strict=True)
+    lasted = [r for r in runs if r["failed"] is None and not study.was_stopped(r) and len(r["history"]) >= 40]
+    for seeds in study.group(lasted):
+        early = [median(row["stn/scale"] for row in run["history"][20:30]) for run in seeds]
+        late = [median(row["stn/scale"] for row in run["history"][-10:]) for run in seeds]
         changes = [end - start for start, end in zip(early, late, strict=True)]
         rows.append([experiment_label(seeds[0]), len(seeds), *map(middle_and_range, (early, late, changes))])
     columns = ["experiment", "runs that lasted", "scale in epochs 21 to 30", "over the last 10 epochs", "change"]
@@ -161,15 +145,14 @@ def afterwards(runs):
     columns += ["best accuracy before, %", "after, %", "over the last 10 epochs, %"]
     rows = []
     for run in runs:
-        history, epochs = run["history"], study.collapsed_epochs(run["history"])
-        if not epochs or study.was_stopped(run):
+        history, first = run["history"], run["collapsed"]
+        if first is None or study.was_stopped(run):
             continue
-        inside = [history[epoch - 1]["stn/inside"] for epoch in epochs]
+        inside = [row["stn/inside"] for row in history if study.off_the_image(row)]
         bounds = dict.fromkeys(f"{bound:.1g}" for bound in (min(inside), max(inside)))
-        before = history[: epochs[0] - 1]
-        after = [row for row in history[epochs[0] :] if row["epoch"] not in epochs]
+        before, after = history[: first - 1], [row for row in history[first:] if not study.off_the_image(row)]
         cells = [run_label(run), collapses(history), " to ".join(bounds), study.still_from(history)]
-        cells += [f"{study.best(part)['test/accuracy']:.2f}" if part else None for part in (before, after)]
+        cells += [f"{max(row['test/accuracy'] for row in part):.2f}" if part else None for part in (before, after)]
         rows.append([*cells, middle(over_last_10([run]))])
     return markdown(columns, rows)
 
@@ -219,7 +202,7 @@ def cures(runs):
     for (experiment, variant), text in CURES.items():
         seeds = study.pick(runs, **study.STANDARD, experiment=experiment, variant=variant)
         if seeds:
-            one_map = sum(map(study.ends_with_one_map, seeds)) if experiment != 18 else 0
+            one_map = sum(study.fate(run) == "one map" for run in seeds) if experiment != 18 else 0
             cells = [text, experiment, listed(dict.fromkeys(run["epochs"] for run in seeds))]
             cells.append(f"{study.count_failed(seeds) + one_map} of {len(seeds)}" + ", one map" * (one_map > 0))
             cells.append(middle_and_range(at_best(seeds, "test/accuracy"), 1))
@@ -231,7 +214,8 @@ def cures(runs):
 def fisher_cells(one, other):
     """Fisher's exact p of two groups of runs, under each definition of a failure."""
     for definition in DEFINITIONS.values():
-        yield f"{survival.fisher(*(study.failure_times(runs, **definition) for runs in (one, other))):.2g}"
+        counts = [(study.count_failed(runs, **definition), len(runs)) for runs in (one, other)]
+        yield f"{stats.fisher_exact([[failures, total - failures] for failures, total in counts]).pvalue:.2g}"
 
 
 def robustness(runs):
@@ -299,50 +283,30 @@ def comparisons(runs):
     return markdown([*columns, "best accuracy, difference of the medians, points", "p"], rows)
 
 
-RATE_EPOCHS, ZOOMED_OUT = 20, 1.1  # what a learning rate is judged after, and the scale over which a run zoomed out
-
-
 def rates(runs):
-    """What became of experiment 17's runs in their first 20 epochs, by the localization net's learning rate."""
+    """What became of experiment 17's runs, of 20 epochs, by the localization net's learning rate."""
     columns = ["digits", "rate of the localization net", "runs failed", "zoomed out"]
-    columns += [f"{figure} after {RATE_EPOCHS} epochs" for figure in ("scale", "inside", "spread", "accuracy, %,")]
+    columns += [f"{figure} after 20 epochs" for figure in ("scale", "inside", "spread", "accuracy, %,")]
     rows = []
     for dataset, runs_by_rate in study.by_rate(runs).items():
         for rate, seeds in runs_by_rate.items():
-            histories = [run["history"][:RATE_EPOCHS] for run in seeds if len(run["history"]) >= RATE_EPOCHS]
-            ends = [history[-1] for history in histories]
-            count_failed = sum(failed(history) is not None for history in histories)
-            zoomed_out = sum(end["stn/scale"] > ZOOMED_OUT for end in ends)
-            cells = [digits_of(dataset), rate, *(f"{count} of {len(ends)}" for count in (count_failed, zoomed_out))]
+            zoomed_out = sum(scale > study.ZOOMED_OUT for scale in at_end(seeds, "stn/scale"))
+            cells = [digits_of(dataset), rate, failed_of(seeds), f"{zoomed_out} of {len(seeds)}"]
             tags = ("stn/scale", "stn/inside", "stn/spread", "test/accuracy")
-            cells += [middle_and_range([end[tag] for end in ends]) for tag in tags]
-            rows += [cells] * bool(ends)
+            rows.append(cells + [middle_and_range(at_end(seeds, tag)) for tag in tags])
     return markdown(columns, rows)
-
-
-# -------------------------------------------------------------------------------------------------------- the gradients
 
 
 def clipped(runs):
     """How many steps a bound of the gradient's norm touches, in the epochs before a run failed."""
     rows = []
     for seeds in study.group(run for run in runs if run["max_grad_norm"] is not None):
-        healthy = [row for run in seeds for row in run["history"][: (run["failed"] or len(run["history"]) + 1) - 1]]
-        shares = [100 * row["train/clipped"] for row in healthy]
+        shares = [100 * row["train/clipped"] for run in seeds for row in study.before_failure(run)]
         rows.append([experiment_label(seeds[0]), seeds[0]["max_grad_norm"], len(seeds), middle_and_range(shares)])
     return markdown(["experiment", "bound", "runs", "steps clipped in an epoch, %"], rows)
 
 
 # ------------------------------------------------------------------------------------------------------------------ why
-
-
-def steps_of(sharpness):
-    """The steps over which curvature was measured, from the smallest."""
-    return sorted({row["step"] for row in sharpness})
-
-
-def rate_head(rate):
-    return f"{rate:.5f}".rstrip("0") if rate else "frozen"
 
 
 def hand_over(rows, sharpness):
@@ -351,19 +315,24 @@ def hand_over(rows, sharpness):
     Beside it 2 / curvature, the rate that the law foretells, over each of the steps of sharpness.csv.
     """
     rates = sorted({(row["classifier_rate"], row["rate"]) for row in rows})
-    columns = ["solution", "scale", "accuracy, %", *(rate_head(rate) for _, rate in rates)]
+    columns = [
+        "solution",
+        "scale",
+        "accuracy, %",
+        *(f"{rate:.5f}".rstrip("0") if rate else "frozen" for _, rate in rates),
+    ]
     columns += ["largest rate that keeps it"]
-    columns += [f"2 / curvature over {step}" for step in steps_of(sharpness)]
+    columns += [f"2 / curvature over {step}" for step in STEPS]
     lines = []
     for first, left in study.solutions(rows):
         cells = [f"{run_label(first)}, epoch {first['epoch']}"]
         cells += [f"{first['stn/scale']:.2f}", f"{first['test/accuracy']:.1f}"]
         cells += [middle_and_range(left.get(rate, []), 0) for rate in rates]
-        enough = first["test/accuracy"] - study.KEPT
+        enough = first["test/accuracy"] - 5
         kept = [rate for (_, rate), accuracies in left.items() if rate and min(accuracies) > enough]
         cells.append(max(kept, default=None))
         found = study.curvatures(first, sharpness)
-        lines.append(cells + [f"{2 / found[s]:.2g}" if s in found else None for s in steps_of(sharpness)])
+        lines.append(cells + [f"{2 / found[s]:.2g}" if s in found else None for s in STEPS])
     return markdown(columns, lines)
 
 
@@ -377,7 +346,7 @@ def curvature_by_rate(runs, sharpness):
     for run in filter(study.is_plain, study.without_beginnings(runs)):
         end = run["failed"] or math.inf
         rows = [row for row in sharpness if run_key(row) == run_key(run) and 0 < row["epoch"] < end]
-        rows = [row for row in rows if study.sees_the_image(row) and row["spread"] >= study.ONE_MAP]
+        rows = [row for row in rows if not study.off_the_image(row) and row["spread"] >= study.ONE_MAP]
         if rows:
             optimizer = run["optimizer"].partition("(")[0]
             groups.setdefault((digits_of(run["dataset"]), optimizer, rows[0]["lr"]), []).append(rows)
@@ -385,12 +354,12 @@ def curvature_by_rate(runs, sharpness):
     for kind in sorted(groups, key=lambda kind: (kind[0] != "plain", *kind)):
         cells = [*kind, len(groups[kind])]
         cells.append(middle_and_range([median(row["scale"] for row in rows) for rows in groups[kind]]))
-        for step in steps_of(sharpness):
+        for step in STEPS:
             found = [[row["curvature"] for row in rows if row["step"] == step] for rows in groups[kind]]
             cells.append(middle_and_range(map(median, found), 0))
         lines.append(cells)
     columns = ["digits", "optimizer", "rate of the localization net", "runs", "scale"]
-    return markdown([*columns, *(f"curvature over {step}" for step in steps_of(sharpness))], lines)
+    return markdown([*columns, *(f"curvature over {step}" for step in STEPS)], lines)
 
 
 # ------------------------------------------------------------------------------------------------- the two failures
@@ -426,31 +395,18 @@ def rivals(runs, sharpness):
         "largest step, found afterwards": study.largest_motion,
     }
     measured = [run for run in study.pick(runs, digits="full") if study.median_then(run, "stn/motion") is not None]
+    sides = [[run for run in measured if (run["experiment"] >= study.FIRST_OF_NEW) == new] for new in (False, True)]
     rows = []
     for name, figure in figures.items():
         cells = [name]
-        for new in (False, True):
-            judged = [run for run in measured if (run["experiment"] >= study.FIRST_OF_NEW) == new]
+        for judged in sides:
             pairs = [(figure(run), study.failure_chance(run, runs)) for run in judged]
             pairs = [pair for pair in pairs if pair[0] is not None]
-            cells.append(len(pairs))
-            if pairs:
-                area, low, high = survival.ranking(*zip(*pairs, strict=True))
-                cells.append(None if math.isnan(area) else f"{area:.2f} ({low:.2f} to {high:.2f})")
-            else:
-                cells.append(None)
+            area, low, high = survival.ranking(*zip(*pairs, strict=True)) if pairs else (math.nan,) * 3
+            cells += [len(pairs), None if math.isnan(area) else f"{area:.2f} ({low:.2f} to {high:.2f})"]
         rows.append(cells)
     head = ["figure", "old settings: runs", "area under the curve", "new settings: runs", "area under the curve"]
     return markdown(head, rows)
-
-
-def motion_band(run):
-    motion = study.median_then(run, "stn/motion")
-    if motion is None:
-        return None
-    return (
-        f"under {study.SMALL}" if motion < study.SMALL else f"over {study.LARGE}" if motion > study.LARGE else "between"
-    )
 
 
 def foretold(runs):
@@ -458,19 +414,17 @@ def foretold(runs):
 
     Runs of under 40 epochs that did not fail count apart, with the number expected to by their setting's longer runs.
     """
+    bands = f"under {study.SMALL}", "between", f"over {study.LARGE}"
+    motions = [(run, study.median_then(run, "stn/motion")) for run in study.pick(runs, digits="full")]
+    placed = [(bands[(m >= study.SMALL) + (m > study.LARGE)], run) for run, m in motions if m is not None]
     rows = []
-    measured = study.pick(runs, digits="full")
-    for band in (f"under {study.SMALL}", "between", f"over {study.LARGE}"):
-        for dataset in ("mnist", "cluttered", "enlarged"):
-            for optimizer in ("SGD", "Adam"):
-                some = [run for run in study.pick(measured, dataset=dataset) if motion_band(run) == band]
-                some = [run for run in some if run["optimizer"].startswith(optimizer)]
-                if not some:
-                    continue
-                cells = [band, digits_of(dataset), optimizer, len(some)]
-                cells += [sum(study.fate(run) == what for run in some) for what in ("failed", "zoomed out", "one map")]
-                cells.append(f"{sum(study.failure_chance(run, runs) for run in some):.1f}")
-                rows.append(cells)
+    for band, dataset, optimizer in product(bands, ("mnist", "cluttered", "enlarged"), ("SGD", "Adam")):
+        some = [r for b, r in placed if (b, r["dataset"]) == (band, dataset) and r["optimizer"].startswith(optimizer)]
+        if some:
+            fates = [study.fate(run) for run in some]
+            cells = [band, digits_of(dataset), optimizer, len(some)]
+            cells += [fates.count(what) for what in ("failed", "zoomed out", "one map")]
+            rows.append([*cells, f"{sum(study.failure_chance(run, runs) for run in some):.1f}"])
     head = ["motion, pixels", "digits", "optimizer", "runs", "failed", "zoomed out", "one map"]
     return markdown([*head, "expected to fail or zoom out"], rows)
 
@@ -510,20 +464,14 @@ def dose(runs):
 
 def alarms(runs):
     """The alarm on new runs: whether it goes off before a run fails, and in runs that do not."""
-    rows = []
     new = [run for run in study.pick(runs, **study.STANDARD) if run["experiment"] >= study.FIRST_OF_NEW]
-    for what, some in (
-        ("runs that failed after they had 80 %", [run for run in new if study.fate(run) == "failed"]),
-        ("other runs that had 80 %", [run for run in new if study.fate(run) != "failed"]),
-    ):
-        ahead, total = [], 0
-        for run in some:
-            history = run["history"][: run["failed"] - 1] if run["failed"] else run["history"]
-            if max((row["test/accuracy"] for row in history), default=0) > 80:
-                total += 1
-                epoch = study.alarm(history)
-                ahead += [] if epoch is None else [(run["failed"] or len(history)) - epoch]
-        rows.append([what, total, len(ahead), middle(ahead, 0)])
+    new = [run for run in new if any(row["test/accuracy"] > 80 for row in study.before_failure(run))]
+    rows = []
+    for what, has_failed in (("runs that failed after they had 80 %", True), ("other runs that had 80 %", False)):
+        some = [run for run in new if (study.fate(run) == "failed") == has_failed]
+        ends = [(study.alarm(study.before_failure(run)), run["failed"] or len(run["history"])) for run in some]
+        ahead = [end - epoch for epoch, end in ends if epoch]
+        rows.append([what, len(some), len(ahead), middle(ahead, 0)])
     return markdown(["", "runs", "of them with an alarm", "epochs from it to the failure, or to the end"], rows)
 
 
@@ -532,9 +480,8 @@ def alarms(runs):
 
 def went_wrong(row):
     """Whether a network that is not ours is off the image, has zoomed out on plain digits, or one map on others."""
-    if row["images"] == "plain":
-        return row["inside"] < 0.05 or row["scale"] > study.ZOOMED_OUT
-    return row["inside"] < 0.05 or row["spread"] < study.ONE_MAP
+    wrong = row["scale"] > study.ZOOMED_OUT if row["images"] == "plain" else row["spread"] < study.ONE_MAP
+    return wrong or study.off_the_image(row)
 
 
 def elsewhere(rows):

@@ -228,7 +228,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_loads(whole_run, stoppe
 def test_a_file_where_a_folder_should_be_is_one_line(log_dir):
     (log_dir / "classification_experiment_1_limit384").write_text("")
     refused = run(log_dir, *SEVEN)
-    assert refused.code == 1 and refused.err.count("\n") == 1 and "is a file where the run's folder goes" in refused.err
+    assert refused.code == 1 and refused.err.count("\n") == 1 and "Not a directory" in refused.err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_everything(whole_run, stopped, monkeypatch):
