@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
 from assets.speed import make_loader, make_reference, reference_epoch  # noqa: E402
 
@@ -30,27 +30,8 @@ def measure(device, count, rounds):
     (images, labels), _, _ = common.load_canvases("cluttered", "data", "embedded", count)
     loader = make_loader(images, labels)
     resident = images.to(device), labels.to(device)
-    experiment = common.Experiment(
-        name="benchmark",
-        title="",
-        mean=0.1307,
-        std=0.3081,
-        make_optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.01),
-        epochs=1,
-    )
+    (experiment,) = common.read_script(ROOT / "classification_experiment_1.py")
     reference = make_reference(experiment, device)
-    project = common.make_network(experiment, device).model.eval()  # no dropout
-    for index in torch.arange(640, device=device).split(common.BATCH_SIZE):
-        batch, target = resident[0][index], resident[1][index]
-        losses = [
-            F.cross_entropy(model(x), target)
-            for model, x in (
-                (reference.model.eval(), (batch / 255 - experiment.mean) / experiment.std),
-                (project, experiment.normalize(batch)),
-            )
-        ]
-        torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
-
     loops = {"reference loop": partial(reference_epoch, experiment, reference, loader, device)}
     for what, pixels in LIMITS.items():
         limited = replace(experiment, max_motion=pixels)
@@ -68,10 +49,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="epochs of each, after one of each to warm up")
     parser.add_argument("--images", type=int, default=60000, help="images an epoch")
-    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     args = parser.parse_args()
 
-    lines = [("device", "", "seconds an epoch", "min", "max", "over this project")]
+    lines = [("device", "", "seconds an epoch", "min", "max", "over this project"), ("---",) * 6]
     for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]:
         name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
         seconds = measure(device, args.images, args.rounds)
@@ -79,10 +59,8 @@ def main():
             ratio = statistics.median(a / b for a, b in zip(values, seconds["this project"], strict=True))
             figures = (statistics.median(values), min(values), max(values), ratio)
             lines.append((name, what, *(f"{value:.2f}" for value in figures)))
-    if args.markdown:
-        lines.insert(1, ("---",) * 6)
     for line in lines:
-        print("| " + " | ".join(line) + " |" if args.markdown else "".join(cell.ljust(28) for cell in line))
+        print("| " + " | ".join(line) + " |")
     print(
         f"\nmedians of {args.rounds} epochs of {args.images:,} images, in turn; torch {torch.__version__}, "
         f"Python {platform.python_version()}, {platform.system()}, {platform.machine()}"

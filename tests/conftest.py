@@ -3,6 +3,7 @@
 A fork saves the seconds that importing torch takes; it is safe because torch runs a single thread here.
 """
 
+import json
 import multiprocessing
 import os
 import runpy
@@ -74,6 +75,23 @@ def read_metrics(folder):
     names = lines[0].split(",")
     rows = [tuple(float(cell or "nan") for cell in line.split(",")) for line in lines[1:]]
     return np.array(rows, dtype=[(name, float) for name in names])
+
+
+def edit(folder, *without, **changes):
+    """Changes what run.json says, and takes names out of it."""
+    path = folder / "run.json"
+    told = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps({name: told[name] for name in told if name not in without}), encoding="utf-8")
+
+
+def call(command, monkeypatch, capsys, *arguments):
+    """Calls a command of assets with wrong arguments; returns its exit code and its last words, which are one line."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    line = capsys.readouterr().err
+    assert line.startswith("python -m assets.") and line.count("\n") == 1
+    return end.value.code, line
 
 
 def result(folder):

@@ -6,17 +6,15 @@ import hashlib
 import io
 import os
 import shutil
-import ssl
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from http.client import RemoteDisconnected
-from urllib.error import HTTPError, URLError
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 from conftest import ROOT
-from numpy.lib.stride_tricks import sliding_window_view
 from torchvision.datasets import utils
 
 import common
@@ -56,39 +54,22 @@ def test_a_canvas_is_the_recipe_written_out(embedded):
         assert np.array_equal(canvas, 255 * (expected > 0)) and canvas.dtype == np.uint8
 
 
-def test_canvases_depend_on_their_seed_and_not_on_how_many_are_made(embedded):
-    images = embedded[0]
-    first = common.clutter(images[:300], images, seed=0)
-    assert np.array_equal(first[:100], common.clutter(images[:100], images, seed=0))
-    assert (first != common.clutter(images[:300], images, seed=1)).any((1, 2)).all()
-
-
-@pytest.mark.parametrize("dataset, side", [("mnist", 28), ("cluttered", 60), ("enlarged", 120)])
-def test_a_canvas_and_its_label_are_those_of_one_digit_and_digits_are_used_again(dataset, side, embedded):
+@pytest.mark.parametrize("dataset", ["mnist", "cluttered", "enlarged"])
+def test_canvases_and_labels_are_those_of_the_digits_which_are_used_again(dataset, embedded):
+    """Training and test canvases are each of a seed of their own, the same in every run."""
     images, labels = embedded
     *sets, which = common.load_canvases(dataset, "nowhere", "embedded", 6600)
+    for (canvases, found), count, part, seed in zip(
+        sets, (6600, 1100), (slice(4000), slice(4000, None)), (0, 1), strict=True
+    ):
+        index = np.arange(count) % len(labels[part])
+        wanted = images[part][index]
+        if dataset != "mnist":
+            wanted = common.clutter(wanted, images, seed)
+        if dataset == "enlarged":
+            wanted = np.kron(wanted, np.ones((2, 2), np.uint8))
+        assert np.array_equal(canvases[:, 0], wanted) and found.tolist() == labels[part][index].tolist()
     assert which == "embedded"
-    for (canvases, found), count, part in zip(sets, (6600, 1100), (slice(4000), slice(4000, None)), strict=True):
-        digits, known = images[part], labels[part]
-        index = np.arange(count) % len(digits)
-        assert canvases.shape == (count, 1, side, side) and found.tolist() == known[index].tolist()
-        for i in (0, 1, 2, 17, 700, count - 1):
-            canvas, digit = canvases[i, 0].numpy(), digits[index[i]]
-            if dataset == "mnist":
-                assert np.array_equal(canvas, digit)
-                continue
-            if dataset == "enlarged":
-                assert np.array_equal(canvas, np.kron(canvas[::2, ::2], np.ones((2, 2))))
-                canvas = canvas[::2, ::2]
-            windows = sliding_window_view(canvas == 255, (28, 28))[:32, :32]
-            assert (windows | (digit == 0)).all((2, 3)).any(), i  # all of its ink, at some place
-
-
-def test_training_and_test_canvases_are_each_of_a_seed_of_their_own(embedded):
-    images, _ = embedded
-    (train, _), (test, _), _ = common.load_canvases("cluttered", "nowhere", "embedded", 600)
-    for canvases, digits, seed in ((train, images[:600], 0), (test, images[4000:4100], 1)):
-        assert np.array_equal(canvases[:, 0].numpy(), common.clutter(digits, images, seed))
 
 
 # ------------------------------------------------------------------------------------------------------------ downloads
@@ -152,25 +133,13 @@ def no_network(*_):
     raise URLError("no network in this test")
 
 
-def bad_certificate(*_):
-    raise URLError(ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"))
-
-
 def silence(*_):
     assert common.socket.getdefaulttimeout() == 10
     raise TimeoutError("timed out")  # torchvision lets it through
 
 
-def forbid(*_):
-    raise HTTPError("there", 403, "Forbidden", {}, None)
-
-
 def hang_up(*_):
     raise RemoteDisconnected("Remote end closed connection without response")
-
-
-def send_page(_):
-    return b"<html>Please log in.</html>"
 
 
 def break_off(file):
@@ -186,13 +155,9 @@ def test_whole_files_are_read_without_a_network_and_without_writing(mnist):
     assert sorted(mnist.rglob("*")) == before
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
-def test_what_was_unpacked_and_is_not_whole_is_unpacked_again(mnist, damage):
+def test_what_was_unpacked_and_is_not_whole_is_unpacked_again(mnist):
     whole, path = contents(mnist), mnist / "MNIST" / "raw" / "train-images-idx3-ubyte"
-    data = path.read_bytes()
-    path.write_bytes({"missing": b"", "cut": data[:5000], "changed": data[:-1] + b"\xff"}[damage])
-    if damage == "missing":
-        path.unlink()
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     assert common.load_digits(mnist)[2] == "full" and contents(mnist) == whole
 
 
@@ -212,10 +177,7 @@ def test_only_what_is_not_whole_is_downloaded_and_never_again(mnist, serve):
 
 FAILURES = {
     no_network: "no network in this test",
-    bad_certificate: "CERTIFICATE_VERIFY_FAILED",
     silence: "timed out",
-    forbid: "HTTP Error 403: Forbidden",
-    send_page: "not found or corrupted",
     break_off: "not found or corrupted",
     hang_up: "Remote end closed connection",
 }
@@ -259,21 +221,16 @@ def test_three_that_download_together_all_have_the_full_digits(mnist, serve):
     assert [*loaded] == ["full"] * 3 and contents(mnist) == whole
 
 
-def test_a_full_disk_or_a_file_where_a_folder_should_be_is_an_error_and_no_reason_to_fall_back(
-    mnist, serve, monkeypatch
-):
+def test_a_full_disk_is_an_error_and_no_reason_to_fall_back(mnist, serve, monkeypatch):
     class OnFullDisk(io.FileIO):
         def write(self, data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     for name in ("train-labels-idx1-ubyte", "train-labels-idx1-ubyte.gz"):
         (mnist / "MNIST" / "raw" / name).unlink()
-    (mnist / "file").mkdir()
-    (mnist / "file" / "MNIST").write_text("mine")
     before = contents(mnist)
     serve(bytes)
     monkeypatch.setattr(utils, "open", OnFullDisk, raising=False)
-    for folder, words in ((mnist, "No space left"), (mnist / "file", "MNIST")):
-        with pytest.raises(OSError, match=words):
-            common.load_digits(folder)
+    with pytest.raises(OSError, match="No space left"):
+        common.load_digits(mnist)
     assert contents(mnist) == before

@@ -1,7 +1,6 @@
 """What assets.figures draws from the CSV files: values, found in the figures before they become pixels."""
 
 import shutil
-import sys
 
 import imageio.v3 as imageio
 import numpy as np
@@ -63,6 +62,7 @@ def test_a_strip_is_black_off_the_image_hatched_for_one_map_and_marked_where_the
     assert np.flatnonzero(one_map).tolist() == [3, 4]  # where it looks off the image as well, that is what is shown
     assert lost == 6 == common.lost_solution(rows)
     assert colors[0] == -1 and colors[3] == pytest.approx(np.log2(1.2))
+    assert not figures.timeline_strip([row | {"stn/spread": None} for row in rows])[1].any()
 
     records.write_runs([whole(rows, 1)], assets)
     axes = axes_of(figures.timeline(read_study(assets)), xlabel="epoch")
@@ -71,11 +71,6 @@ def test_a_strip_is_black_off_the_image_hatched_for_one_map_and_marked_where_the
     assert to_hex(image.cmap.get_bad()) == "#000000"
     assert hatched.get_hatch() and {x for path in hatched.get_paths() for x in path.vertices[:, 0]} == {3.5, 4.5, 5.5}
     assert [list(line.get_xdata()) for line in axes.lines] == [[6]]
-
-
-def test_where_spread_was_not_recorded_nothing_is_hatched():
-    rows = [row | {"stn/spread": None} for row in history(*[ONE_MAP] * 3)]
-    assert not figures.timeline_strip(rows)[1].any()
 
 
 def test_the_timeline_has_a_strip_a_run_of_the_cures_in_their_order(assets):
@@ -172,50 +167,6 @@ def test_scale_over_the_rate_has_a_point_a_seed_and_those_off_the_image_at_the_e
     assert xs == [0.001, 0.01, 0.1]
 
 
-def test_one_rate_is_no_curve(assets):
-    records.write_runs([whole(history(FINE), 17, variant="0.001", seed=seed) for seed in (0, 1)], assets)
-    with pytest.raises(figures.MissingError):
-        figures.rates(read_study(assets))
-
-
-# ------------------------------------------------------------------------------------------------------------- failures
-
-
-def replay(seed, inside, active, spread=None, epoch=4):
-    """The steps of a replay after which inside and active are as given."""
-    of_run = key(run([], seed=seed), epoch=epoch)
-    fine, after = (0.7, 0.3, spread), (inside, active, spread)
-    return [
-        of_run | {"step": step} | dict(zip(("inside", "active", "spread"), fine if step < 0 else after, strict=True))
-        for step in range(-200, 201)
-    ]
-
-
-def test_of_each_kind_the_failure_of_the_best_run_is_chosen_and_one_that_recorded_spread_before():
-    accuracies = {0: 60, 1: 90, 2: 80, 3: 70, 4: 92}  # before the failing epoch 4; after it all have more
-    runs = []
-    for seed, accuracy in accuracies.items():
-        rows = history(*[FINE] * 6)
-        rows = [row | {"test/accuracy": accuracy if row["epoch"] < 4 else 95 + seed} for row in rows]
-        runs.append(whole(rows, 1, seed=seed, failed=None if seed == 4 else 4))
-    off = [replay(seed, 0.01, 0.3) for seed in (0, 1, 2)]
-    one_map = [replay(0, 0.7, 0.0), replay(3, 0.7, 0.01)]
-    neither = [replay(1, 0.01, 0.01), replay(1, 0.7, 0.3), replay(1, 0.01, 0.3)[:215], replay(1, 0.01, 0.3, 0.2)[150:]]
-    neither += [[step | {"dataset": "mnist"} for step in replay(1, 0.01, 0.3, 0.2)], replay(4, 0.01, 0.3, 0.2)]
-
-    chosen = figures.choose_failures([*off, *one_map, *neither], runs)
-    assert {kind: steps[0]["seed"] for kind, steps in chosen.items()} == {
-        "off the image": 1,
-        "one map for all images": 3,
-    }
-    assert [step["step"] for step in chosen["off the image"]] == [*range(-60, 61)]
-
-    chosen = figures.choose_failures([*off, *one_map, replay(0, 0.01, 0.3, spread=0.2)], runs)
-    assert chosen["off the image"][0]["seed"] == 0
-    with pytest.raises(figures.MissingError, match="one map"):
-        figures.choose_failures(off, runs)
-
-
 # ------------------------------------------------------------------------------------------------------------ sharpness
 
 
@@ -270,20 +221,7 @@ def test_what_sgd_leaves_is_drawn_over_the_rate_times_the_larger_step_s_curvatur
     assert medians == ([2, 20], [80, 20]) and points == ([2] * 3 + [20] * 3, [90, 20, 80, 10, 30, 20])
 
 
-def test_no_two_experiments_look_alike():
-    assert len({figures.color_and_marker(i) for i in range(40)}) == 40
-
-
 # ----------------------------------------------------------------------------------------------------------------- main
-
-
-def test_what_is_left_out_is_said(assets, capsys):
-    records.write_runs([whole(history(*[FINE] * 3), 2), whole(history(*[FINE] * 3), 1)], assets)
-    figures.make_figures(assets)
-    left_out = [line.split(": ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines()]
-    made = [path.name for path in assets.glob("*.png")]
-    assert sorted(made) == ["classification_experiment_2_vs_1.png", "motion.png", "timeline.png"]
-    assert sorted(left_out + made) == sorted(figures.FIGURES) and "sharpness.png" in left_out
 
 
 def test_older_and_newer_runs_are_drawn_together(assets):
@@ -292,8 +230,8 @@ def test_older_and_newer_runs_are_drawn_together(assets):
     words = [whole(history(*[FINE] * 20), 26, variant=variant) for variant in ("0.03", "unlimited")]
     rates = [whole(history(FINE), 17, variant=rate, dataset="enlarged") for rate in ("0.1", "0.2")]
     records.write_runs([*older, *newer, *words, *rates], assets)
-    figures.make_figures(assets)
-    assert {"timeline.png", "dose.png", "rates.png"} <= {path.name for path in assets.glob("*.png")}
+    for draw in (figures.timeline, figures.dose, figures.rates):
+        draw(read_study(assets))
 
 
 def test_the_committed_figures_and_tables_are_made_of_the_committed_files(tmp_path, monkeypatch):
@@ -320,10 +258,3 @@ def test_the_committed_figures_and_tables_are_made_of_the_committed_files(tmp_pa
 def test_every_figure_has_its_place_in_a_page():
     pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *(ROOT / "assets").glob("*.md")))
     assert [name for name in figures.FIGURES if name not in pages] == []
-
-
-def test_wrong_arguments_are_a_line_and_exit_code_2(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["figures.py", "collect"])
-    with pytest.raises(SystemExit) as end:
-        figures.main()
-    assert end.value.code == 2 and capsys.readouterr().err.startswith("python -m assets.figures: error: ")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from made_up import LASTS, LOSES, OFF, WELL, history, key, run
+from made_up import LASTS, LOSES, OFF, WELL, history, key, rows, run
 
 from assets import study, survival, tables
 
@@ -15,12 +15,6 @@ def with_motion(rows, *motions):
     """The rows with a motion each; the last of the motions for all that follow."""
     padded = [*motions, *[motions[-1]] * (len(rows) - len(motions))]
     return [row | {"stn/motion": motion} for row, motion in zip(rows, padded, strict=False)]
-
-
-def cells(table, *names):
-    """The rows of a Markdown table as lists of cells, without its head; those that begin with the names, if given."""
-    rows = [[cell.strip() for cell in line.strip("|\n ").split(" | ")] for line in table.splitlines()[2:]]
-    return [row for row in rows if tuple(row[: len(names)]) == names]
 
 
 def test_a_runs_motion_is_the_median_over_five_epochs_from_half_of_the_digits_right_on():
@@ -43,18 +37,14 @@ def test_of_a_run_that_fails_before_it_has_those_it_is_that_of_the_last_five_bef
     assert study.median_then(run(history(*[OFF] * 100)), "stn/motion") is None  # failed in epoch 1
 
 
-@pytest.mark.parametrize(
-    "optimizer, rate",
-    [
-        ("SGD(lr=0.01)", 0.01),
-        ("Adam(lr=0.001)", 0.001),
-        ("SGD(lr=0.0003, momentum=0.9 on stn; lr=0.01, momentum=0.9 on classifier)", 0.0003),
-        ("SGD(lr=0.01 on classifier; lr=0.002 on stn)", 0.002),
-        ("SGD(lr=0.0009 on stn.localization.0.weight, classifier.0.weight; lr=0.01 on stn.fc_loc)", 0.01),
-    ],
-)
-def test_the_localization_nets_rate_is_read_from_the_optimizer(optimizer, rate):
-    assert study.localization_rate(optimizer) == rate
+def test_the_localization_nets_rate_is_read_from_the_optimizer():
+    rates = {
+        "SGD(lr=0.01)": 0.01,
+        "SGD(lr=0.0003, momentum=0.9 on stn; lr=0.01, momentum=0.9 on classifier)": 0.0003,
+        "SGD(lr=0.01 on classifier; lr=0.002 on stn)": 0.002,
+        "SGD(lr=0.0009 on stn.localization.0.weight, classifier.0.weight; lr=0.01 on stn.fc_loc)": 0.01,
+    }
+    assert {optimizer: study.localization_rate(optimizer) for optimizer in rates} == rates
 
 
 def test_what_became_of_a_run():
@@ -96,21 +86,11 @@ def test_ranking_is_the_area_under_the_curve():
     area, low, high = survival.ranking([1, 2, 3, 4], [0, 1, 0, 1])
     assert area == 0.75 and low < 0.75 <= high  # three of four pairs
     assert survival.ranking([1, 1], [0, 1])[0] == 0.5
-    assert survival.ranking([1, 2, 3], [0, 0.5, 1])[0] == pytest.approx(area_of([1, 2, 3], [0, 0.5, 1]))
+    assert survival.ranking([1, 2, 3], [0, 0.5, 1])[0] == pytest.approx(17 / 18)
     assert all(map(math.isnan, survival.ranking([1, 2], [0, 0])))
     rng = np.random.default_rng(1)
     chance = survival.ranking(rng.random(80), rng.random(80) < 0.5)
     assert chance[1] < 0.5 < chance[2] and 0.1 < chance[2] - chance[1] < 0.4
-
-
-def area_of(figures, chances):
-    """By the definition: of all pairs of one that fails and one that lasts, weighed by how far each does."""
-    pairs = [
-        (p * (1 - q), 1.0 if x > y else 0.5 if x == y else 0.0)
-        for x, p in zip(figures, chances, strict=True)
-        for y, q in zip(figures, chances, strict=True)
-    ]
-    return sum(weight * above for weight, above in pairs) / sum(weight for weight, _ in pairs)
 
 
 def made_up_study():
@@ -125,18 +105,17 @@ def made_up_study():
 
 
 def test_the_table_of_rivals_ranks_each_figure_on_old_and_new_settings_apart():
-    rows = {row[0]: row[1:] for row in cells(tables.rivals(made_up_study(), []))}
-    assert rows["motion"] == ["6", "1.00 (1.00 to 1.00)"] * 2
-    assert [rows["learning rate"][i][:4] for i in (1, 3)] == ["0.50"] * 2 and rows["learning rate"][0] == "6"
-    assert rows["learning rate x curvature"] == ["0", "-"] * 2
+    table = {row[0]: row[1:] for row in rows(tables.rivals(made_up_study(), []))}
+    assert table["motion"] == ["6", "1.00 (1.00 to 1.00)"] * 2
+    assert [table["learning rate"][i][:4] for i in (1, 3)] == ["0.50"] * 2 and table["learning rate"][0] == "6"
+    assert table["learning rate x curvature"] == ["0", "-"] * 2
     first = made_up_study()[1]
     curvature = [key(first, epoch=20, step=0.001, curvature=300.0), key(first, epoch=60, step=0.001, curvature=1e9)]
     assert tables.curvature_then(first, curvature) == 300  # it fails in epoch 51
 
 
 def test_the_table_of_what_was_foretold_counts_by_bands_of_motion():
-    rows = cells(tables.foretold(made_up_study()))
-    assert rows == [
+    assert rows(tables.foretold(made_up_study())) == [
         ["under 0.5", "cluttered", "SGD", "6", "0", "0", "0", "0.0"],
         ["over 1", "cluttered", "SGD", "6", "6", "0", "0", "6.0"],
     ]
@@ -148,10 +127,10 @@ def test_the_tables_of_doses_and_of_lines_count_what_their_runs_did():
         for seed in (0, 1)
     ]
     doses += [run(LASTS[:20], experiment=26, variant="unlimited", epochs=20)]
-    limited, free = cells(tables.dose(doses))
+    limited, free = rows(tables.dose(doses))
     assert limited[:5] == ["Adam 0.001", "0.1", "0 of 2", "0 of 2", "90.0, 90.0"] and limited[7] == "0.1, 0.1"
     assert free[1] == "none"
-    factorial = cells(tables.factorial([run(LOSES, experiment=1, seed=0), run(LASTS, experiment=24)]))
+    factorial = rows(tables.factorial([run(LOSES, experiment=1, seed=0), run(LASTS, experiment=24)]))
     assert [row[:6] for row in factorial] == [
         ["SGD 0.01", "neither", "1", "100", "1 of 1", "0 of 1"],
         ["SGD 0.01", "leaky and limited", "24", "100", "0 of 1", "0 of 1"],
@@ -162,6 +141,6 @@ def test_the_table_of_alarms_counts_new_runs_that_had_80_percent():
     warned = history(*[WELL] * 30, *[(1.0, 85.0, 0.7)] * 20, *[OFF] * 50)
     runs = [run(warned, experiment=24, seed=0), run(warned, experiment=1), run(LASTS, experiment=24, seed=1)]
     runs.append(run(history(*[WELL] * 30, *[(1.0, 85.0, 0.7)] * 70), experiment=24, seed=2))
-    failed, others = cells(tables.alarms(runs))
+    failed, others = rows(tables.alarms(runs))
     assert failed[1:] == ["1", "1", "18"]  # from epoch 33 to 51
     assert others[1:3] == ["2", "1"]
