@@ -282,9 +282,10 @@ def optimizer_kind(run):
 def motion(read):
     """The largest step of each run over its typical one, a colour an optimizer, a marker an image size; X is a failure.
 
-    A run that failed in its first epoch has no typical step and is left out.
+    Left out are runs that failed in their first epoch, which have no typical step, and those with one map.
     """
     runs = [run for run in read.runs if study.median_then(run, "stn/motion") and study.largest_motion(run)]
+    runs = [run for run in runs if study.fate(run) != "one map"]
     figure = Figure(figsize=(WIDTH, 3.8))
     axes = figure.subplots()
     for run in sorted(runs, key=run_sort_key):
