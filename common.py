@@ -251,14 +251,6 @@ def describe_optimizer(optimizer, model):
     return f"{type(optimizer).__name__}({'; '.join(groups)})"
 
 
-def describe_scheduler(scheduler):
-    """Its class, and the arguments that it keeps under their names, or as a list of them."""
-    names = [name for name in inspect.signature(type(scheduler)).parameters if name not in ("optimizer", "last_epoch")]
-    kept = {name: vars(scheduler).get(name, vars(scheduler).get(f"{name}s")) for name in names}
-    arguments = (f"{name}={describe(value)}" for name, value in kept.items() if value is not None)
-    return f"{type(scheduler).__name__}({', '.join(arguments)})"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """What defines an experiment and, with the command line's choices, a run. The arguments of `run_experiment`."""
@@ -291,9 +283,8 @@ class Experiment:
 
     def settings(self, network):
         """All that defines a run, as JSON has it: a dict with the names of `SETTINGS`."""
-        given = vars(self) | {"experiment": self.name, "batch_size": BATCH_SIZE}
+        given = vars(self) | {"experiment": self.name, "batch_size": BATCH_SIZE, "scheduler": self.make_scheduler}
         given["optimizer"] = describe_optimizer(network.optimizer, network.model)
-        given["scheduler"] = network.scheduler and describe_scheduler(network.scheduler)
         return {name: describe(given[name]) for name in SETTINGS}
 
 

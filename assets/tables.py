@@ -203,12 +203,21 @@ def cures(runs):
         seeds = study.pick(runs, **study.STANDARD, experiment=experiment, variant=variant)
         if seeds:
             one_map = sum(study.fate(run) == "one map" for run in seeds) if experiment != 18 else 0
-            cells = [text, experiment, listed(dict.fromkeys(run["epochs"] for run in seeds))]
-            cells.append(f"{study.count_failed(seeds) + one_map} of {len(seeds)}" + ", one map" * (one_map > 0))
-            cells.append(middle_and_range(at_best(seeds, "test/accuracy"), 1))
-            rows.append([*cells, epochs_to(90, seeds), middle(at_best(seeds, "stn/scale"))])
-    columns = ["in your code", "experiment", "epochs", "runs failed", "best accuracy, %"]
-    return markdown([*columns, "epochs to 90 %", "scale"], rows)
+            failures = study.count_failed(seeds) + one_map
+            cells = [text, f"{failures} of {len(seeds)}" + ", one map" * (one_map > 0)]
+            cells += [middle_and_range(at_best(seeds, "test/accuracy"), 1), epochs_to(90, seeds)]
+            cells += [middle(at_best(seeds, "stn/scale")), listed(dict.fromkeys(run["epochs"] for run in seeds))]
+            rows.append([*cells, experiment])
+    columns = [
+        "in your code",
+        "runs failed",
+        "best accuracy, %",
+        "epochs to 90 %",
+        "scale",
+        "epochs in all",
+        "experiment",
+    ]
+    return markdown(columns, rows)
 
 
 def fisher_cells(one, other):

@@ -134,7 +134,7 @@ CHANGES = {  # of a script, each of which makes its run another: old, new, and w
     "a base of the class": ("theta * 0.5", "theta * 0.25", "transformer was class Own"),
     "a number that the class holds": ("half = 2", "half = 3", "half = 2"),
     "a default of the penalty": ("weight=0.1", "weight=0.2", "penalty was"),
-    "a schedule's function": ("0.9**epoch", "0.8**epoch", "scheduler was LambdaLR("),
+    "a schedule's function": ("0.9**epoch", "0.8**epoch", "scheduler was make_scheduler=lambda"),
 }
 
 
