@@ -142,12 +142,12 @@ def median_then(run, tag):
 
 
 def largest_motion(run):
-    """The largest step that was measured, up to the run's end or the epoch in which it fails, or None.
+    """The largest step that was measured in the epochs before a run failed, or in all, or None.
 
     Not fixed before the runs: found once `median_then` had been seen not to tell.
     """
-    values = [row.get("stn/motion_max") for row in run["history"][: run["failed"]]]
-    return None if None in values else max(values)
+    values = [row.get("stn/motion_max") for row in before_failure(run)]
+    return max(values) if values and None not in values else None
 
 
 def localization_rate(optimizer):
