@@ -104,14 +104,22 @@ def test_a_killed_run_goes_on_to_the_same_end(whole_run, folder, monkeypatch, mo
 
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_and_sigterm_end_in_one_line_and_the_run_goes_on(whole_run, folder, signum, code):
-    process = start(folder.parent, "--limit=384", "--epochs=9999")
+def test_ctrl_c_and_sigterm_end_in_one_line_and_the_run_goes_on(whole_run, folder, monkeypatch, signum, code):
+    """One is enough: while it is answered, a second changes nothing."""
+    last_epoch = common.RunFolder.last_epoch
+
+    def second_signal(run_folder):
+        os.kill(os.getpid(), signum)
+        return last_epoch(run_folder)
+
+    def patch():
+        monkeypatch.setattr(common.RunFolder, "last_epoch", second_signal)
+
+    process = start(folder.parent, "--limit=384", "--epochs=9999", before=patch)
     while not (folder / "metrics.csv").exists() or len((folder / "metrics.csv").read_text().splitlines()) < 4:
         assert process.is_alive()
         time.sleep(0.02)
-    for _ in range(3):  # one is enough
-        os.kill(process.pid, signum)
-        time.sleep(0.03)
+    os.kill(process.pid, signum)
     ended = finish(process, folder.parent)
     epoch = torch.load(folder / "checkpoint.pt", weights_only=True)["epoch"]
     assert ended.code == code

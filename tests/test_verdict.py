@@ -32,8 +32,8 @@ def test_of_a_run_that_fails_before_it_has_those_it_is_that_of_the_last_five_bef
     assert study.median_then(run(rows), "stn/motion") == 6
     soon = with_motion(history(*slow[:2], *[OFF] * 98), 1, 2, 100)
     assert study.median_then(run(soon), "stn/motion") == 1.5  # as many as there are
-    cut_short = with_motion(history(*RISING[:7], *[OFF] * 93), *range(1, 8), 100)  # 50 % in epoch 5, failed in 8
-    assert study.median_then(run(cut_short), "stn/motion") == 5
+    cut_short = with_motion(history(*RISING[:8], *[OFF] * 92), *range(1, 9), 100)  # 50 % in epoch 5, failed in 9
+    assert study.median_then(run(cut_short), "stn/motion") == 6
     assert study.median_then(run(history(*[OFF] * 100)), "stn/motion") is None  # failed in epoch 1
 
 
