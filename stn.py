@@ -241,10 +241,10 @@ def limit_motion(predict, images, modules, pixels=0.1):
         predict: function of images that returns their `theta` (N, 2, 3), such as `SpatialTransformer.theta`.
         images: (N, C, H, W), some of those of the step, as the localization net sees them. Processes that train one
             network together have to give the same ones.
-        modules: the localization net, a module or several; they are in eval mode while `theta` is predicted.
+        modules: the whole localization net, a module or several; in eval mode while `theta` is predicted.
         pixels: of the images, over 0; `math.inf` measures and limits nothing.
 
-    Raises ValueError if an argument is none of these, or the modules have no parameters.
+    Raises ValueError if an argument is none of these, or the modules have no parameters or are not all of the net.
     """
     net = nn.ModuleList([modules] if isinstance(modules, nn.Module) else modules)
     parameters = list(net.parameters())
@@ -279,3 +279,6 @@ def limit_motion(predict, images, modules, pixels=0.1):
         for parameter, start, end in zip(parameters, old, new, strict=True):
             parameter.detach().copy_(torch.lerp(start, end, step.kept))
         step.motion = motion(before, theta(), images.shape[2:])
+    if step.motion > pixels:
+        what = f"the region moves by {step.motion:.2g} pixels with the modules' step taken back"
+        raise ValueError(f"{what}: modules should be all that theta comes from")

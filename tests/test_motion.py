@@ -267,6 +267,17 @@ def test_arguments_that_cannot_be_are_refused_with_what_was_given():
             motion(before, after, 60)
 
 
+def test_a_layer_that_was_left_out_of_the_modules_is_said():
+    """Without it no step of the others is short enough, and they would stay as they are for ever."""
+    torch.manual_seed(0)
+    model = ours()
+    images, labels = next(batches(1))
+    descend(model, optimizer := torch.optim.SGD(model.parameters(), lr=10.0), images, labels)
+    with pytest.raises(ValueError, match="the region moves by .* pixels with the modules' step taken back"):
+        with limit_motion(model.stn.theta, images, (model.stn.localization, model.stn.fc_loc[0])):
+            optimizer.step()
+
+
 def test_the_recipe_of_the_modules_docstring_limits_a_step():
     recipe = [line[4:] for line in stn.__doc__.splitlines() if line.startswith("    ")]
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
