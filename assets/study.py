@@ -118,7 +118,7 @@ def count_failed(runs, **definition):
 # ------------------------------------------------------------------------------- motion: fixed before experiment 19 ran
 
 ZOOMED_OUT = 1.1  # scale over which a run on plain digits has zoomed out
-SMALL, LARGE = 0.5, 1  # pixels: under the one a step is foretold to do no harm, over the other to lead to failure
+SMALL, LARGE = 0.5, 1  # pixels: under the one a step was predicted to do no harm, over the other to lead to failure
 LONG = 40  # epochs from which on what became of a run is its own; of a shorter one that did not fail, its setting's
 FIRST_OF_NEW = 19  # experiment from which on runs are new to what was found on others
 

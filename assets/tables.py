@@ -181,7 +181,7 @@ CURES = {  # what to change in one's own code, by the experiment and variant tha
     (10, None): "`SGD(lr=0.01)`, the localization net at 0.001",
     (8, None): "`SGD(lr=0.001)`",
     (11, None): "`clip_grad_norm_(..., 1)`, `SGD(lr=0.01)`",
-    (15, None): "a 3 x 3 mean of the image, `SGD(lr=0.01)`",
+    (15, None): "sampled from the image's 3 x 3 mean, `SGD(lr=0.01)`",
     (18, None): "no transformer, `Adam(lr=0.0001)`",
 }
 
@@ -208,16 +208,8 @@ def cures(runs):
             cells += [middle_and_range(at_best(seeds, "test/accuracy"), 1), epochs_to(90, seeds)]
             cells += [middle(at_best(seeds, "stn/scale")), listed(dict.fromkeys(run["epochs"] for run in seeds))]
             rows.append([*cells, experiment])
-    columns = [
-        "in your code",
-        "runs failed",
-        "best accuracy, %",
-        "epochs to 90 %",
-        "scale",
-        "epochs in all",
-        "experiment",
-    ]
-    return markdown(columns, rows)
+    columns = ["in your code", "runs failed", "best accuracy, %", "epochs to 90 %", "scale at best"]
+    return markdown([*columns, "epochs in all", "experiment"], rows)
 
 
 def fisher_cells(one, other):
@@ -418,7 +410,7 @@ def rivals(runs, sharpness):
     return markdown(head, rows)
 
 
-def foretold(runs):
+def predicted(runs):
     """What became of the runs whose steps move the region by more than a pixel, by less than half of one, and between.
 
     Runs of under 40 epochs that did not fail count apart, with the number expected to by their setting's longer runs.
@@ -538,7 +530,7 @@ def make_tables(assets=ASSETS):
     of_runs = (all_results, drift, afterwards, cures, robustness, hazards, comparisons)
     whole = study.without_repeats(read.runs)
     tables = {function.__name__: function(whole) for function in (*of_runs, rates, clipped, factorial, dose)}
-    tables |= {function.__name__: function(read.runs) for function in (machines, foretold, alarms)}
+    tables |= {function.__name__: function(read.runs) for function in (machines, predicted, alarms)}
     return tables | {
         "hand_over": hand_over(read.handed_over, read.sharpness),
         "curvature_by_rate": curvature_by_rate(read.runs, read.sharpness),

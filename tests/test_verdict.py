@@ -115,7 +115,7 @@ def test_the_table_of_rivals_ranks_each_figure_on_old_and_new_settings_apart():
 
 
 def test_the_table_of_what_was_foretold_counts_by_bands_of_motion():
-    assert rows(tables.foretold(made_up_study())) == [
+    assert rows(tables.predicted(made_up_study())) == [
         ["under 0.5", "cluttered", "SGD", "6", "0", "0", "0", "0.0"],
         ["over 1", "cluttered", "SGD", "6", "6", "0", "0", "6.0"],
     ]
