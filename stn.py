@@ -235,7 +235,8 @@ def limit_motion(predict, images, modules, pixels=0.1):
     would be without: other weights, buffers, gradients, the optimizer's state, random numbers, train and eval mode.
 
     Yields an object that has, after the step, `motion`, a scalar tensor in pixels, and `kept`, the fraction of the step
-    that is left, 1.0 if all of it is.
+    that is left, 1.0 if all of it is. Only weights are looked at: around `scaler.step(optimizer)` gradients need not be
+    unscaled, and a step that it skips has a motion of 0.
 
     Args:
         predict: function of images that returns their `theta` (N, 2, 3), such as `SpatialTransformer.theta`.

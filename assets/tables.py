@@ -441,9 +441,12 @@ def factorial(runs):
             cells = [optimizer, lines, experiment, listed(dict.fromkeys(run["epochs"] for run in seeds))]
             cells += [count(seeds, "failed"), count(seeds, "one map")]
             cells += [middle_and_range(at_best(seeds, "test/accuracy"), 1), middle_and_range(over_last_10(seeds), 1)]
-            rows.append([*cells, epochs_to(90, seeds), epochs_to(95, seeds), middle(at_end(seeds, "stn/scale"))])
+            cells += [epochs_to(90, seeds), epochs_to(95, seeds)]
+            rows.append(cells + [middle(at_end(seeds, tag)) for tag in ("stn/scale", "stn/active")])
     head = ["optimizer", "lines", "experiment", "epochs", "runs failed", "with one map", "best accuracy, %"]
-    return markdown([*head, "over the last 10 epochs, %", "epochs to 90 %", "to 95 %", "scale at the end"], rows)
+    return markdown(
+        [*head, "over the last 10 epochs, %", "epochs to 90 %", "to 95 %", "scale at the end", "active"], rows
+    )
 
 
 def dose(runs):
