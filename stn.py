@@ -223,52 +223,17 @@ def eval_mode(net):
             module.training = mode
 
 
-@contextmanager
-def limit_motion(predict, images, modules, pixels=0.1):
-    """Around `optimizer.step()`: shortens the localization net's part of a step that moves the region too far.
-
-        with limit_motion(model.stn.theta, images[:16], model.stn) as step:
-            optimizer.step()
-
-    Where the step moves the sampling points of `images` by more than `pixels` (see `motion`), the modules' parameters
-    go back along it until it does not; the whole way if it makes them or `theta` infinite or nan. All else is as it
-    would be without: other weights, buffers, gradients, the optimizer's state, random numbers, train and eval mode.
-
-    Yields an object that has, after the step, `motion`, a scalar tensor in pixels, and `kept`, the fraction of the step
-    that is left, 1.0 if all of it is. Only weights are looked at: around `scaler.step(optimizer)` gradients need not be
-    unscaled, and a step that it skips has a motion of 0.
-
-    Args:
-        predict: function of images that returns their `theta` (N, 2, 3), such as `SpatialTransformer.theta`.
-        images: (N, C, H, W), some of those of the step, as the localization net sees them. Processes that train one
-            network together have to give the same ones.
-        modules: the whole localization net, a module or several; in eval mode while `theta` is predicted.
-        pixels: of the images, over 0; `math.inf` measures and limits nothing.
-
-    Raises ValueError if an argument is none of these, or the modules have no parameters or are not all of the net.
-    """
-    net = nn.ModuleList([modules] if isinstance(modules, nn.Module) else modules)
-    parameters = list(net.parameters())
+def check_limit(images, parameters, modules, pixels):
     if not pixels > 0:
         raise ValueError(f"pixels is {pixels}, but should be over 0")
     if not parameters:
         raise ValueError(f"modules are {modules}, but should be the localization net's, which have parameters")
     if images.dim() != 4 or len(images) == 0:
         raise ValueError(f"images are {list(images.shape)}, but should be [N, channels, height, width] with N over 0")
-    if images.is_floating_point():
-        images = images.to(parameters[0].dtype)  # they may be half of it under autocast
 
-    def theta():
-        with eval_mode(net), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            return predict(images)
 
-    before, old = theta(), [parameter.detach().clone() for parameter in parameters]
-    step = SimpleNamespace(motion=None, kept=1.0)
-    yield step
-
-    step.motion = motion(before, theta(), images.shape[2:])
-    if pixels == math.inf:
-        return
+def shorten(step, parameters, old, moved, pixels):
+    """Takes parameters back along a step, towards what they were, until `moved()` is at most `pixels`."""
     new = [parameter.detach().clone() for parameter in parameters]
     if not all(parameter.isfinite().all() for parameter in new):
         step.motion *= math.nan  # else a bias of -inf before a ReLU would not show in theta
@@ -279,7 +244,46 @@ def limit_motion(predict, images, modules, pixels=0.1):
             step.kept, new = 0.0, old
         for parameter, start, end in zip(parameters, old, new, strict=True):
             parameter.detach().copy_(torch.lerp(start, end, step.kept))
-        step.motion = motion(before, theta(), images.shape[2:])
+        step.motion = moved()
     if step.motion > pixels:
         what = f"the region moves by {step.motion:.2g} pixels with the modules' step taken back"
         raise ValueError(f"{what}: modules should be all that theta comes from")
+
+
+@contextmanager
+def limit_motion(predict, images, modules, pixels=0.1):
+    """Around `optimizer.step()`: shortens the localization net's part of a step that moves the region too far.
+
+    Where the step moves the sampling points of `images` by more than `pixels` (see `motion`), the modules' parameters
+    go back along it until it does not; the whole way if it makes them or `theta` infinite or nan. All else is as it
+    would be without: other weights, buffers, gradients, the optimizer's state, random numbers, train and eval mode.
+    Around `scaler.step(optimizer)` gradients need not be unscaled, and a step that it skips has a motion of 0.
+
+    Yields an object that has, after the step, `motion`, a scalar tensor in pixels, and `kept`, the fraction of the step
+    that is left. Raises ValueError if an argument is not as below, or `theta` depends on more than the modules.
+
+    Args:
+        predict: function of images that returns their `theta` (N, 2, 3), such as `SpatialTransformer.theta`.
+        images: (N, C, H, W), some of those of the step, the same in all processes that train one network together.
+        modules: the whole localization net, a module or several; in eval mode while `theta` is predicted.
+        pixels: of the images, over 0; `math.inf` measures and limits nothing.
+    """
+    net = nn.ModuleList([modules] if isinstance(modules, nn.Module) else modules)
+    parameters = list(net.parameters())
+    check_limit(images, parameters, modules, pixels)
+    if images.is_floating_point():
+        images = images.to(parameters[0].dtype)  # they may be half of it under autocast
+
+    def theta():
+        with eval_mode(net), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            return predict(images)
+
+    def moved():
+        return motion(before, theta(), images.shape[2:])
+
+    before, old = theta(), [parameter.detach().clone() for parameter in parameters]
+    step = SimpleNamespace(motion=None, kept=1.0)
+    yield step
+    step.motion = moved()
+    if pixels != math.inf:
+        shorten(step, parameters, old, moved, pixels)
