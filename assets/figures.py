@@ -238,35 +238,25 @@ FAILURES = {  # experiment, seed and epoch: of the replays that recorded spread,
 
 
 def failures(read):
-    """Two failures, a column each: what the transformer does, from 60 steps before the failing one to 60 after."""
-    labels = {"inside": "inside", "active": "active hidden\nunits (fraction)", "spread": "spread", "scale": "scale"}
-    labels[GRADIENT] = "gradient of the\nlocalization net"
-    figure = Figure(figsize=(WIDTH, 0.8 + 1.05 * len(labels)))
-    panels = figure.subplots(len(labels), 2, sharex=True, sharey="row")
-    for column_of_panels, (kind, (experiment, seed, epoch)) in zip(panels.T, FAILURES.items(), strict=True):
-        key = study.STANDARD | {"experiment": experiment, "seed": seed}
-        (run,), top = study.pick(read.runs, **key), column_of_panels[0]
-        rows = [row for row in study.pick(read.replays, **key, epoch=epoch) if -60 <= row["step"] <= 60]
-        title = f"{experiment}: {run['title']}\nseed {seed}, epoch {epoch}"
-        top.set_title(f"{kind}\n\n", fontsize=10, fontweight="bold")
-        top.text(0.5, 1.06, title, transform=top.transAxes, ha="center")
+    """Two failures, a panel each: what the transformer does, from 60 steps before the failing one to 60 after.
+
+    Bars at the bottom are steps without any gradient of the localization net.
+    """
+    labels = {"inside": ("inside", BLUE), "active": ("active hidden units, fraction", VERMILION)}
+    labels["spread"] = ("spread", "#009E73")
+    figure = Figure(figsize=(WIDTH, 3))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (kind, (experiment, seed, epoch)) in zip(panels, FAILURES.items(), strict=True):
+        key = study.STANDARD | {"experiment": experiment, "seed": seed, "epoch": epoch}
+        rows = [row for row in study.pick(read.replays, **key) if -60 <= row["step"] <= 60]
         steps = column(rows, "step")
-        for axes, name in zip(column_of_panels, labels, strict=True):
-            values = column(rows, name)
-            axes.axvline(0, color=VERMILION, linewidth=1.2)
-            axes.plot(steps, values, color=BLUE)
-            if name == GRADIENT:
-                axes.set_yscale("log")
-                zero = steps[values == 0]
-                edge = {"transform": axes.get_xaxis_transform(), "color": BLUE}
-                axes.plot(zero, np.full(len(zero), 0.03), "s", markersize=2, **edge)
-                if len(zero):
-                    axes.text(1, 0.03, "0", va="center", color=BLUE, transform=axes.transAxes)
-        column_of_panels[-1].set_xlabel("step")
-    for axes, (name, label) in zip(panels[:, 0], labels.items(), strict=True):
-        axes.set_ylabel(label)
-        if name != GRADIENT:
-            axes.set_ylim(bottom=0)
+        lines = [axes.plot(steps, column(rows, name), color=labels[name][1], linewidth=1.3)[0] for name in labels]
+        still = steps[column(rows, GRADIENT) == 0]
+        axes.plot(still, np.zeros(len(still)), "|", color="black", markersize=7, clip_on=False)
+        axes.axvline(0, color="grey", linestyle=":", linewidth=1.2)
+        axes.set_title(f"{kind}\nexperiment {experiment}, seed {seed}, epoch {epoch}")
+        axes.set(xlim=(-60, 60), ylim=(0, 1), xlabel="step")
+    figure.legend(lines, [label for label, _ in labels.values()], loc="outside upper center", ncols=3)
     return figure
 
 
