@@ -1,6 +1,7 @@
 """Runs of the experiments for the tests: on a few images, with the embedded digits, in forked processes.
 
-A fork saves the seconds that importing torch takes; it is safe because torch runs a single thread here.
+A fork saves the seconds that importing torch takes; it is safe because torch runs a single thread here. They are on
+the CPU: a GPU that the tests have used, those of `test_motion.py`, cannot be used after a fork.
 """
 
 import json
@@ -31,6 +32,7 @@ def start(log_dir, *options, number=1, before=lambda: None, root=ROOT):
             os.dup2(file.fileno(), descriptor)
             setattr(sys, name, file)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may be a job that ignores it
+        torch.cuda.is_available = lambda: False
         before()
         script = root / f"classification_experiment_{number}.py"
         sys.argv = [script.name, *options, f"--log-dir={log_dir}"]
