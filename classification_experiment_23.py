@@ -1,7 +1,7 @@
 """Experiment 23: with input normalization, SGD 0.01, a localization net whose units cannot die.
 
 Does experiment 1 last if its units cannot die?
-Seen, one seed: no. Its steps move the region by two to three pixels, and it leaves the image in epoch 23.
+Seen, three seeds: no. Steps move the region by two to three pixels, and it leaves the image in epochs 14 to 29.
 """
 
 from functools import partial

@@ -1,6 +1,7 @@
 """Experiment 27: with input normalization, Adam 0.001, the localization net learns ten times slower.
 
 What most people's code does: does experiment 9 follow the digits if the transformer alone has a smaller learning rate?
+Seen, five seeds: it does, and lasts its 60 epochs: 90 % by epoch 8, 96 % at best.
 """
 
 import torch
