@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.utils import get_total_norm
 
 
 def sides(size):
@@ -235,7 +236,7 @@ def check_limit(images, parameters, modules, pixels):
 def shorten(step, parameters, old, moved, pixels):
     """Takes parameters back along a step, towards what they were, until `moved()` is at most `pixels`."""
     new = [parameter.detach().clone() for parameter in parameters]
-    if not all(parameter.isfinite().all() for parameter in new):
+    if not get_total_norm(new).isfinite():
         step.motion *= math.nan  # else a bias of -inf before a ReLU would not show in theta
     while step.kept and not step.motion <= pixels:
         # Motion is about proportional to the step, so that the first try is mostly the last.
@@ -243,7 +244,7 @@ def shorten(step, parameters, old, moved, pixels):
         if not step.kept > 1e-6:  # or it is nan
             step.kept, new = 0.0, old
         for parameter, start, end in zip(parameters, old, new, strict=True):
-            parameter.detach().copy_(torch.lerp(start, end, step.kept))
+            torch.lerp(start, end, step.kept, out=parameter.detach())
         step.motion = moved()
     if step.motion > pixels:
         what = f"the region moves by {step.motion:.2g} pixels with the modules' step taken back"

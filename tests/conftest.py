@@ -149,6 +149,16 @@ def whole_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def loop_runs(tmp_path_factory):
+    """The log folder of an epoch of experiment 26, a loop over six limits."""
+    log_dir = tmp_path_factory.mktemp("loop") / "runs"
+    log_dir.mkdir()
+    ended = run(log_dir, "--limit=384", "--epochs=1", number=26)
+    assert ended.code == 0, ended.err
+    return log_dir
+
+
+@pytest.fixture(scope="session")
 def short_run(tmp_path_factory):
     """Of two epochs, on plain digits."""
     return finished_run(tmp_path_factory.mktemp("short") / "runs", "--epochs=2", "--dataset=mnist")

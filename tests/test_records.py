@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 from conftest import ROOT, edit
-from conftest import run as run_experiment
 from made_up import LASTS, key, run
 
 import common
@@ -294,11 +293,9 @@ def test_a_folder_without_runs_is_refused_in_one_line(whole_run, assets, tmp_pat
         assert f"{log_dir} holds no run folders: give the folder that they are in" in line
 
 
-def test_the_runs_of_a_loop_are_told_apart_by_their_variants(log_dir, assets):
-    ended = run_experiment(log_dir, "--limit=384", "--epochs=1", number=26)
-    assert ended.code == 0, ended.err
+def test_the_runs_of_a_loop_are_told_apart_by_their_variants(loop_runs, assets):
     for _ in range(2):
-        collect.collect(log_dir, assets)
+        collect.collect(loop_runs, assets)
         runs = [run for run in records.read_runs(assets) if (run["experiment"], run["limit"]) == (26, 384)]
         assert [run["variant"] for run in runs] == ["0.03", "0.1", "0.3", "1", "3", "unlimited"]
         assert [run["max_motion"] for run in runs] == [0.03, 0.1, 0.3, 1, 3, None]

@@ -77,8 +77,6 @@ KILLS = {
     "between events and checkpoint": lambda patch: before_the_file(patch, "checkpoint.pt", 4),
     "during the writing of a figure": lambda patch: before_the_file(patch, "005.png", 1, 0.5),
     "between the checkpoint and the GIF": lambda patch: before_the_file(patch, "progress.gif", 2),
-    "during the writing of the GIF": lambda patch: before_the_file(patch, "progress.gif", 2, 0.5),
-    "between the last events and the checkpoint": lambda patch: before_the_file(patch, "checkpoint.pt", 8),
     "between the last checkpoint and the last GIF": lambda patch: before_the_file(patch, "progress.gif", 3),
     "during the writing of the checkpoint": lambda patch: before_the_file(patch, "checkpoint.pt", 5, 0.5),
 }
