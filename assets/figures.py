@@ -51,6 +51,7 @@ DATASETS = {"mnist": (BLUE, "o"), "cluttered": (VERMILION, "D"), "enlarged": ("#
 def read_study(assets):
     """What the figures are of: the runs on all images of the full digits, the measurements, and the published runs."""
     read = study.read_all(assets)
+    read.of_any_limit = study.pick(read.runs, digits="full")
     read.runs = study.pick(read.runs, **study.FULL)
     read.whole = study.without_repeats(read.runs)
     read.published = read_table(assets / "published_runs.csv")
@@ -274,7 +275,7 @@ def motion(read):
 
     Left out are runs that failed in their first epoch, which have no typical step, and those with one map.
     """
-    runs = [run for run in read.runs if study.median_then(run, "stn/motion") and study.largest_motion(run)]
+    runs = [run for run in read.of_any_limit if study.median_then(run, "stn/motion") and study.largest_motion(run)]
     runs = [run for run in runs if study.fate(run) != "one map"]
     figure = Figure(figsize=(WIDTH, 3.8))
     axes = figure.subplots()
