@@ -175,7 +175,6 @@ CURES = {  # what to change in one's own code, by the experiment and variant tha
     (21, None): "**both changes**, `Adam(lr=0.001)`",
     (24, None): "**both changes**, `SGD(lr=0.01)`",
     (25, None): "**both changes**, `SGD(lr=0.01, momentum=0.9)`",
-    (35, "0.1"): "**both changes**, `SGD(lr=0.01, momentum=0.9)`",
     (7, None): "`Adam(lr=0.0001)`",
     (27, None): "`Adam(lr=0.001)`, the localization net at 0.0001",
     (10, None): "`SGD(lr=0.01)`, the localization net at 0.001",
