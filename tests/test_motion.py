@@ -104,6 +104,7 @@ def test_no_step_moves_the_region_further_at_rates_a_hundred_times_too_large(net
     """Also in a GPU's mixed precision, with a scaler of the gradients."""
     torch.manual_seed(0)
     model = network().to(device)
+    at_least = 1 if (network, optimizer) == (ours, "SGD") else 20  # its units soon die of such steps
     optimizer = OPTIMIZERS[optimizer](model.parameters())
     scaler = torch.amp.GradScaler(device, enabled=mixed == torch.float16)
     shortened = 0
@@ -120,7 +121,7 @@ def test_no_step_moves_the_region_further_at_rates_a_hundred_times_too_large(net
         assert moved <= 0.2 * (1 + 1e-5) and step.motion.item() == pytest.approx(moved, rel=1e-4, abs=1e-6)
         assert 0 <= step.kept <= 1
         shortened += step.kept < 1
-    assert shortened > 0  # few where SGD soon kills our network's units, elsewhere all
+    assert shortened >= at_least
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
