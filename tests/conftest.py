@@ -1,7 +1,7 @@
 """Runs of the experiments for the tests: on a few images, with the embedded digits, in forked processes.
 
-A fork saves the seconds that importing torch takes; it is safe because torch runs a single thread here. They are on
-the CPU: a GPU that the tests have used, those of `test_motion.py`, cannot be used after a fork.
+A fork saves the seconds that importing torch takes; it is safe because torch runs a single thread here. The runs are
+on the CPU, and tests on a GPU come last: once a process has trained on a GPU, its forks can train nowhere.
 """
 
 import json
@@ -21,6 +21,10 @@ import common
 
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "cuda" in item.name)
 
 
 def start(log_dir, *options, number=1, before=lambda: None, root=ROOT):
