@@ -17,7 +17,7 @@ import stn
 from assets import elsewhere, records, speed, tables
 
 EYE = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
-NAMES = ["tutorial, Adam", "tutorial, SGD", "normalized", "resnet18"]
+NAMES = ["tutorial, Adam", "tutorial, SGD", "normalized", "resnet18"]  # the fifth setting has the fourth's network
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_labels_go_round_with_the_digits_and_the_two_sets_differ(monkeypatch):
 # ------------------------------------------------------------------------------------------------------------- networks
 
 
-@pytest.mark.parametrize("setting", elsewhere.SETTINGS, ids=NAMES)
+@pytest.mark.parametrize("setting", elsewhere.SETTINGS[:4], ids=NAMES)
 def test_every_network_starts_as_the_identity_and_returns_log_probabilities(setting, digits):
     model = setting.make_network()
     images = images_of(setting, digits)[0][:4] / 255
@@ -101,7 +101,7 @@ def test_the_tutorials_net_has_the_tutorials_parameters():
     assert sum(parameter.numel() for parameter in model.parameters()) == 27360
 
 
-@pytest.mark.parametrize("setting", elsewhere.SETTINGS, ids=NAMES)
+@pytest.mark.parametrize("setting", elsewhere.SETTINGS[:4], ids=NAMES)
 def test_leaky_takes_every_relu_and_nothing_else(setting):
     torch.manual_seed(0)
     model = setting.make_network()
@@ -147,7 +147,7 @@ def test_with_neither_line_training_is_the_textbooks_to_the_last_bit(setting, di
     assert [(row["limited"], row["pixels"]) for row in found] == [(0, None)] * 2
 
 
-@pytest.mark.parametrize("setting", elsewhere.SETTINGS, ids=NAMES)
+@pytest.mark.parametrize("setting", elsewhere.SETTINGS[:4], ids=NAMES)
 def test_with_both_lines_no_step_goes_further_than_the_limit_and_no_unit_can_die(setting, digits):
     setting, made = noting(small(setting, make_optimizer=large_steps, every=1))
     found = elsewhere.train(setting, "both", 0, images_of(setting, digits), images_of(setting, digits))
@@ -186,10 +186,10 @@ def test_runs_that_the_file_has_are_not_made_again(digits, tmp_path, monkeypatch
     monkeypatch.setattr(elsewhere, "train", train)
     monkeypatch.setattr(elsewhere, "LOADERS", {"plain": lambda data_dir: (), "coloured": lambda data_dir: ()})
     path = tmp_path / "elsewhere.csv"
-    arguments = {"only": "resnet18", "data_dir": "nowhere", "path": path}
+    arguments = {"only": "normalized", "data_dir": "nowhere", "path": path}
     elsewhere.add_runs(1, lines=["neither", "both"], **arguments)
     elsewhere.add_runs(2, lines=["neither", "both"], **arguments)
-    assert made == [("resnet18", lines, seed) for seed in (0, 1) for lines in ("neither", "both")]
+    assert made == [("normalized", lines, seed) for seed in (0, 1) for lines in ("neither", "both")]
     found = records.read_table(path)
     assert len(found) == 8 and found[0]["accuracy"] == 12.3457 and [row["pixels"] for row in found[:4:2]] == [None, 0.1]
 
