@@ -1,6 +1,7 @@
 """Experiment 28: with input normalization, SGD with momentum, the localization net at three learning rates.
 
 What most people's papers do, momentum 0.9, 40 epochs each: how much slower has the localization net to learn?
+Seen, two seeds: at 0.0001 both last, with 93 %; at 0.0003 one collapses and one ends with one map; 0.001 collapses.
 """
 
 import torch

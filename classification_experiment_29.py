@@ -1,6 +1,7 @@
 """Experiment 29: with input normalization, SGD 0.01, the localization net at half of that.
 
 The rate between 0.001, which lasts, and 0.01, which fails: 20 epochs of it are in experiment 17. Does it last for 100?
+Seen, three seeds: it does, with 95 %, though most of its steps are over a pixel. Its scale creeps up.
 """
 
 import torch

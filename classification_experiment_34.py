@@ -1,6 +1,7 @@
 """Experiment 34: with input normalization, SGD 0.01, three parameters: one scale for both directions, and a shift.
 
 A cure that many ask for: does experiment 1 last if the region stays an upright square?
+Seen, two seeds: no. Both leave the image in epoch 5.
 """
 
 import torch

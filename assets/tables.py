@@ -167,7 +167,6 @@ def machines(runs):
 CURES = {  # what to change in one's own code, by the experiment and variant that tried it
     (1, None): "nothing: `SGD(lr=0.01)`",
     (9, None): "nothing: `Adam(lr=0.001)`",
-    (35, "unlimited"): "`LeakyReLU` alone, `SGD(lr=0.01, momentum=0.9)`",
     (19, None): "`LeakyReLU` alone, `Adam(lr=0.001)`",
     (23, None): "`LeakyReLU` alone, `SGD(lr=0.01)`",
     (20, None): "`limit_motion` alone, `Adam(lr=0.001)`",
@@ -175,12 +174,14 @@ CURES = {  # what to change in one's own code, by the experiment and variant tha
     (21, None): "**both changes**, `Adam(lr=0.001)`",
     (24, None): "**both changes**, `SGD(lr=0.01)`",
     (25, None): "**both changes**, `SGD(lr=0.01, momentum=0.9)`",
+    (32, None): "**both changes**, `Adam(lr=0.001)`, `CosineAnnealingLR`",
     (7, None): "`Adam(lr=0.0001)`",
     (27, None): "`Adam(lr=0.001)`, the localization net at 0.0001",
     (10, None): "`SGD(lr=0.01)`, the localization net at 0.001",
-    (8, None): "`SGD(lr=0.001)`",
+    (28, "0.0001"): "`SGD(lr=0.01, momentum=0.9)`, the localization net at 0.0001",
     (11, None): "`clip_grad_norm_(..., 1)`, `SGD(lr=0.01)`",
-    (15, None): "sampled from the image's 3 x 3 mean, `SGD(lr=0.01)`",
+    (33, "0.1"): "a penalty on `theta`'s distance from the identity, `SGD(lr=0.01)`",
+    (34, None): "`theta` with one scale and a shift alone, `SGD(lr=0.01)`",
     (18, None): "no transformer, `Adam(lr=0.0001)`",
 }
 
@@ -203,7 +204,8 @@ def cures(runs):
         if seeds:
             one_map = sum(study.fate(run) == "one map" for run in seeds) if experiment != 18 else 0
             failures = study.count_failed(seeds) + one_map
-            cells = [text, f"{failures} of {len(seeds)}" + ", one map" * (one_map > 0)]
+            kind = f", {one_map} with one map" if 0 < one_map < failures else ", one map" * (one_map > 0)
+            cells = [text, f"{failures} of {len(seeds)}{kind}"]
             cells += [middle_and_range(at_best(seeds, "test/accuracy"), 1), epochs_to(90, seeds)]
             cells += [middle(at_best(seeds, "stn/scale")), listed(dict.fromkeys(run["epochs"] for run in seeds))]
             rows.append([*cells, experiment])
@@ -429,6 +431,18 @@ def predicted(runs):
     return markdown([*head, "expected to fail or zoom out"], rows)
 
 
+def largest_steps(runs):
+    """What became of the runs by the largest step before they failed, each by its own fate, however short it is."""
+    bands = {"under 1": (0, 1), "1 to 4": (1, 4), "over 4": (4, math.inf)}
+    measured = [(run, study.largest_motion(run)) for run in study.pick(runs, digits="full")]
+    measured = [(run, largest) for run, largest in measured if largest is not None]
+    rows = []
+    for band, (low, high) in bands.items():
+        fates = [study.fate(run) for run, largest in measured if low <= largest < high]
+        rows.append([band, len(fates), *(fates.count(what) for what in ("failed", "zoomed out", "one map", "lasts"))])
+    return markdown(["largest step, pixels", "runs", "failed", "zoomed out", "one map", "last"], rows)
+
+
 def factorial(runs):
     """Leaky and limited, alone and together, with Adam at 0.001 and with SGD at 0.01."""
     rows = []
@@ -532,7 +546,7 @@ def make_tables(assets=ASSETS):
     of_runs = (all_results, drift, afterwards, cures, robustness, hazards, comparisons)
     whole = study.without_repeats(read.runs)
     tables = {function.__name__: function(whole) for function in (*of_runs, rates, clipped, factorial, dose)}
-    tables |= {function.__name__: function(read.runs) for function in (machines, predicted, alarms)}
+    tables |= {function.__name__: function(read.runs) for function in (machines, predicted, largest_steps, alarms)}
     return tables | {
         "hand_over": hand_over(read.handed_over, read.sharpness),
         "curvature_by_rate": curvature_by_rate(read.runs, read.sharpness),

@@ -85,15 +85,16 @@ def test_cures_have_a_row_each_in_the_order_of_the_list():
     better = history(*[(1.0, 95.0, 0.9)] * 95, *[(1.0, 85.0, 0.9)] * 5, **{"stn/scale": 0.6, "stn/spread": 0.3})
     one_map = history(*[WELL] * 100, **{"stn/spread": 0.001})
     runs = [run(STOPPED), *(run(LASTS, 7, seed) for seed in range(3)), run(better, 21), run(LASTS, 99)]
-    runs += [run(one_map, 9, seed) for seed in range(2)] + [run(one_map, 18)]
-    runs += [run(LASTS, 35, variant="unlimited"), run(STOPPED, 35, variant="3")]
+    runs += [run(one_map, 9, seed) for seed in range(2)] + [run(one_map, 18), run(one_map, 20), run(LOSES, 20, 1)]
+    runs += [run(LASTS, 28, variant="0.0001"), run(STOPPED, 28, variant="0.001")]
     cells = rows(tables.cures(runs))
     assert [(line[6], line[1]) for line in cells] == [
         ("1", "1 of 1"),
         ("9", "2 of 2, one map"),
-        ("35", "0 of 1"),
+        ("20", "2 of 2, 1 with one map"),
         ("21", "0 of 1"),
         ("7", "0 of 3"),
+        ("28", "0 of 1"),
         ("18", "0 of 1"),  # which has no transformer
     ]
     assert cells[3] == ["**both changes**, `Adam(lr=0.001)`", "0 of 1", "95.0", "1", "0.60", "100", "21"]

@@ -121,6 +121,19 @@ def test_the_table_of_what_was_foretold_counts_by_bands_of_motion():
     ]
 
 
+def test_the_table_of_largest_steps_counts_those_before_a_failure():
+    def largest(rows, before, after, **columns):
+        return run([row | {"stn/motion_max": before if row["epoch"] < 51 else after} for row in rows], **columns)
+
+    one_map = history(*[WELL] * 100, **{"stn/spread": 0.001})
+    runs = [largest(LASTS, 0.9, 0.9), largest(LOSES, 0.9, 50), largest(LOSES, 4.1, 0, seed=1), largest(one_map, 0, 1)]
+    assert rows(tables.largest_steps(runs)) == [
+        ["under 1", "2", "1", "0", "0", "1"],
+        ["1 to 4", "1", "0", "0", "1", "0"],
+        ["over 4", "1", "1", "0", "0", "0"],
+    ]
+
+
 def test_the_tables_of_doses_and_of_lines_count_what_their_runs_did():
     doses = [
         run(with_motion(LASTS[:20], 0.1), experiment=26, variant="0.1", seed=seed, max_motion=0.1, epochs=20)
