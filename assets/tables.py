@@ -264,6 +264,11 @@ COMPARED = (
     ("smoothed, with Adam", 16, 7),
     ("no transformer", 18, 7),
     ("the first convolutions at 0.01 std^2", 12, 1),
+    ("the localization net at 0.005", 29, 1),
+    ("`theta` with a scale and a shift alone", 34, 1),
+    ("leaky", 23, 1),
+    ("limited to 0.1 pixels", 22, 1),
+    ("leaky and limited to 0.1 pixels", 24, 1),
 )
 
 
