@@ -1,6 +1,6 @@
 """Experiment 26: with input normalization, Adam 0.001, a localization net that cannot die, limited or not.
 
-The dose, six limits of a step's motion in pixels, 20 epochs each: with one optimizer, does the motion alone decide?
+The dose, limits of 0.03 to 3 pixels a step and none, 20 epochs each: does the motion alone decide?
 Seen, two seeds: best at 0.1, slower at 0.03, worse from 0.3 on; without a limit both leave the image.
 """
 

@@ -2,8 +2,8 @@
 
 Those of daviddao/spatial-transformer-tensorflow and aicaffeinelife/Pytorch-STN, which train with Adam 0.001 too, as
 they are, and limited (and leaky, where they have ReLUs), 30 epochs each: do they fail, as the document suspects?
-Seen, two seeds: aicaffeinelife's leaves the image in epoch 1, daviddao's lasts and does not zoom in; with the lines
-both zoom in, and have 95 and 93 %.
+Seen, two seeds: aicaffeinelife's leaves the image in epoch 1, daviddao's lasts and does not zoom in; limited
+(and leaky) both zoom in, and have 95 and 93 %.
 """
 
 from functools import partial

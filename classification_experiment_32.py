@@ -1,7 +1,7 @@
 """Experiment 32: with input normalization, Adam 0.001, two lines, and a cosine schedule to 0.
 
 Experiment 21 with a learning rate that falls: how good does this network get?
-Seen, three seeds: 97.1 %, half a point more than without the schedule, and as good as Adam at 0.0001 (7).
+Seen, three seeds: 97.1 %, half a point more than without the schedule, as good as 150 epochs of 7.
 """
 
 from functools import partial

@@ -1,6 +1,6 @@
 """Experiment 35: with input normalization, SGD with momentum, a localization net that cannot die, limited or not.
 
-The dose of 26, six limits of a step's motion in pixels, 20 epochs each: the same pixels for another optimizer?
+The dose of 26, limits of 0.03 to 3 pixels a step and none, 20 epochs each: the same for another optimizer?
 Seen, two seeds: best at 0.1, slower at 0.03, worse at 0.3; at 1, at 3 and without a limit all leave the image.
 """
 
