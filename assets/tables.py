@@ -181,7 +181,7 @@ CURES = {  # what to change in one's own code, by the experiment and variant tha
     (28, "0.0001"): "`SGD(lr=0.01, momentum=0.9)`, the localization net at 0.0001",
     (11, None): "`clip_grad_norm_(..., 1)`, `SGD(lr=0.01)`",
     (15, None): "sampled from the image's 3 x 3 mean, `SGD(lr=0.01)`",
-    (33, "0.1"): "a penalty on `theta`'s distance from the identity, `SGD(lr=0.01)`",
+    (33, "0.1"): "a penalty, 0.1 times `theta`'s squared distance from the identity, `SGD(lr=0.01)`",
     (18, None): "no transformer, `Adam(lr=0.0001)`",
 }
 
