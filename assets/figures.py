@@ -266,10 +266,6 @@ def failures(read):
 OPTIMIZERS = {"SGD": BLUE, "SGD, momentum": "#CC79A7", "Adam": VERMILION}
 
 
-def optimizer_kind(run):
-    return run["optimizer"].partition("(")[0] + ", momentum" * ("momentum" in run["optimizer"])
-
-
 def motion(read):
     """The largest step of each run over its typical one, a colour an optimizer, a marker an image size; X is a failure.
 
@@ -282,7 +278,7 @@ def motion(read):
     for run in sorted(runs, key=run_sort_key):
         wrong = study.fate(run) in ("failed", "zoomed out")
         place = study.median_then(run, "stn/motion"), study.largest_motion(run)
-        style = {"color": OPTIMIZERS[optimizer_kind(run)], "markeredgecolor": "white", "alpha": 0.8}
+        style = {"color": OPTIMIZERS[study.optimizer_kind(run)], "markeredgecolor": "white", "alpha": 0.8}
         axes.plot(*place, "X" if wrong else DATASETS[run["dataset"]][1], markersize=10 if wrong else 6, **style)
     for draw in (axes.axvline, axes.axhline):
         draw(1, color="black", linewidth=0.8, linestyle=":")
@@ -290,7 +286,7 @@ def motion(read):
     axes.set_ylabel("the largest step\nthat was measured (pixels)")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
-    kinds = {optimizer_kind(run) for run in runs}
+    kinds = {study.optimizer_kind(run) for run in runs}
     handles = [Line2D([], [], color=OPTIMIZERS[kind], linewidth=4, label=kind) for kind in OPTIMIZERS if kind in kinds]
     for dataset in dict.fromkeys(run["dataset"] for run in runs):
         label = f"lasts, {SIDES[dataset]} x {SIDES[dataset]}"
@@ -308,7 +304,7 @@ def dose(read):
     limits = sorted({seeds[0]["max_motion"] or math.inf for groups in doses.values() for seeds in groups})
     for (name, groups), marker, shift in zip(doses.items(), "os", (-0.08, 0.08), strict=True):
         for seeds in groups:
-            color = OPTIMIZERS[optimizer_kind(seeds[0])]
+            color = OPTIMIZERS[study.optimizer_kind(seeds[0])]
             x = limits.index(seeds[0]["max_motion"] or math.inf) + shift
             for run in seeds:
                 late = statistics.median(row["test/accuracy"] for row in run["history"][10:20])
@@ -393,13 +389,16 @@ def rate_of_step(row, run):
 def sharpness_over_scale(axes, read):
     """Draws curvature over scale, a point an epoch of a run that sees the image, and the limit of each rate of SGD.
 
-    Filled are the points of the larger step of sharpness.csv, open those of smaller ones.
+    Without runs with momentum or limited steps, which have other limits. Filled are the points of the larger step of
+    sharpness.csv, open those of smaller ones.
     """
     smaller, larger = STEPS
     runs, limits = {run_key(run): run for run in read.runs}, set()
     for row in read.sharpness:
         run = runs.get(run_key(row))
         if not run or study.off_the_image(row) or not row["curvature"] > 0:
+            continue
+        if "momentum" in run["optimizer"] or run["max_motion"]:
             continue
         by_sgd, color = run["optimizer"].startswith("SGD"), rate_color(rate_of_step(row, run))
         style = {"color": color, "markersize": 3.5, "markerfacecolor": "none" if row["step"] < larger else color}

@@ -355,8 +355,8 @@ def curvature_by_rate(runs, sharpness):
         rows = [row for row in sharpness if run_key(row) == run_key(run) and 0 < row["epoch"] < end]
         rows = [row for row in rows if not study.off_the_image(row) and row["spread"] >= study.ONE_MAP]
         if rows:
-            optimizer = run["optimizer"].partition("(")[0]
-            groups.setdefault((digits_of(run["dataset"]), optimizer, rows[0]["lr"]), []).append(rows)
+            kind = digits_of(run["dataset"]), study.optimizer_kind(run), rows[0]["lr"]
+            groups.setdefault(kind, []).append(rows)
     lines = []
     for kind in sorted(groups, key=lambda kind: (kind[0] != "plain", *kind)):
         cells = [*kind, len(groups[kind])]
