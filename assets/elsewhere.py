@@ -1,13 +1,14 @@
 """Trains three networks that are not this project's, with the two lines and without, and adds it to elsewhere.csv.
 
-Do a leaky localization net and limited steps help where others use a transformer? Each network is trained as its users
-train it: "neither" as it is; "leaky" with LeakyReLU(0.1) for the localization net's ReLUs; "limited" with
-`stn.limit_motion` around the step, at its default of pixels; "both". On plain digits the PyTorch tutorial's net, with
-Adam at 0.001 and with SGD at 0.01 and momentum 0.9. On coloured digits, 64 x 96, a localization net with batch
+Do a leaky localization net and limited steps help where others use a transformer? "neither" is a network as it is;
+"leaky" has LeakyReLU(0.1) for the localization net's ReLUs; "limited" has `stn.limit_motion` around the step, at its
+default of pixels; "both". On plain digits the PyTorch tutorial's net, with Adam at 0.001 and with SGD at 0.01 and
+momentum 0.9; the tutorial itself takes SGD without momentum. On coloured digits, 64 x 96, a localization net with batch
 normalization and dropout, with Adam at 0.001, and torchvision's resnet18 as localization net, with SGD at 0.1 and
 momentum 0.9, as torchvision's own training script has it, and with Adam at 0.001.
 
-A run that the file has already is not made again. One takes a few minutes on one core, resnet18 with Adam ten.
+A run that the file has already is not made again. One takes a few minutes on one core, resnet18 with Adam a quarter of
+an hour.
 """
 
 import inspect
@@ -155,7 +156,7 @@ def make_leaky(network):
 
 @dataclass(frozen=True)
 class Setting:
-    """A network and how its users train it. A test follows every `every` steps; images are (x / 255 - mean) / std."""
+    """A network and how it is trained. A test follows every `every` steps; images are (x / 255 - mean) / std."""
 
     network: str
     make_network: Callable

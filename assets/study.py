@@ -45,13 +45,14 @@ def is_plain(run):
     return all(settings[name] == DEFAULTS[name] for name in settings if name not in free)
 
 
-def optimizer_kind(run):
-    return run["optimizer"].partition("(")[0] + ", momentum" * ("momentum" in run["optimizer"])
-
-
 def plain_runs(optimizer, runs):
     """The standard runs with that optimizer and nothing else changed but the normalization and the fill."""
     return [run for run in pick(runs, **STANDARD, optimizer=optimizer) if is_plain(run)]
+
+
+def optimizer_kind(run):
+    """What figures and tables tell optimizers apart by: "SGD", "SGD, momentum" or "Adam"."""
+    return run["optimizer"].partition("(")[0] + ", momentum" * ("momentum" in run["optimizer"])
 
 
 def without_beginnings(runs):

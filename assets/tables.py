@@ -204,8 +204,8 @@ def cures(runs):
         if seeds:
             one_map = sum(study.fate(run) == "one map" for run in seeds) if experiment != 18 else 0
             failures = study.count_failed(seeds) + one_map
-            kind = f", {one_map} with one map" if 0 < one_map < failures else ", one map" * (one_map > 0)
-            cells = [text, f"{failures} of {len(seeds)}{kind}"]
+            of_them = ", one map" if one_map == failures else f", {one_map} with one map"
+            cells = [text, f"{failures} of {len(seeds)}" + of_them * (one_map > 0)]
             cells += [middle_and_range(at_best(seeds, "test/accuracy"), 1), epochs_to(90, seeds)]
             cells += [middle(at_best(seeds, "stn/scale")), listed(dict.fromkeys(run["epochs"] for run in seeds))]
             rows.append([*cells, experiment])
