@@ -4,8 +4,10 @@ A script calls `run_experiment` and nothing else. The loop over the epochs is `r
 """
 
 import argparse
+import ast
 import atexit
 import ctypes
+import importlib.util
 import inspect
 import io
 import json
@@ -24,10 +26,11 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from http.client import HTTPException
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
@@ -57,6 +60,7 @@ CANVAS, PATCH, PATCHES = 60, 6, 8  # side of a canvas and of a clutter patch in 
 SIDES = {"cluttered": CANVAS, "mnist": 28, "enlarged": 2 * CANVAS}  # of the images, in pixels, by --dataset
 TRAIN_SEED, TEST_SEED = 0, 1  # of the canvases: they are the same in every run
 MOTION_EVERY, LIMIT_IMAGES = 16, 16  # steps between those measured, images of a batch that its step is limited by
+DRIFT_IMAGES = 64  # the first of the training set, whose drift is measured
 BAR = {"leave": False, "disable": None}  # of tqdm: none where stderr is no terminal
 TENSORBOARD_OPTIONS = "--port 7010 --samples_per_plugin images=1000"  # else it shows 10 figures of a run
 EMBEDDED = Path(__file__).parent / "assets" / "mnist_5k.npz"
@@ -196,35 +200,35 @@ def plain(value):
     return {plain(key): plain(item) for key, item in value.items()} if type(value) is dict else value
 
 
-def source(thing):
-    """The source of a function, or of what a class holds, on one line without comments."""
-    if inspect.isclass(thing):  # by parts, since inspect finds no class of a script that is run by another program
-        members = {k: v for k, v in vars(thing).items() if inspect.isfunction(v) or not k.startswith("__")}
-        held = [source(each) if inspect.isfunction(each) else f"{name} = {each!r}" for name, each in members.items()]
-        return " ".join([f"class {thing.__name__}({', '.join(base.__name__ for base in thing.__bases__)}):", *held])
-    return " ".join(re.sub(r"(^|\s)# .*", "", inspect.getsource(thing), flags=re.MULTILINE).split())
-
-
-def of_library(thing):
-    return (thing.__module__ or "builtins").partition(".")[0] in ("builtins", "stn", "torch", "torchvision")
+SIMPLE = bool, int, float, str
 
 
 def describe(given):
-    """What a script gave, as JSON has it: a class or function by its name, or its source where it is no library's."""
-    if given is None or isinstance(given, (bool, int, float, str)):
+    """What a script gave, as JSON has it: a number or a text, or a name with the numbers and texts bound to it.
+
+    Such as "SpatialTransformer(slope=0.1)" of a `partial`. What a class or function does is told by its script's text.
+    """
+    if given is None or isinstance(given, SIMPLE):
         return given
     if isinstance(given, (list, tuple)):
         return str([describe(each) for each in given])
     if isinstance(given, partial):
-        arguments = [*map(str, given.args), *(f"{name}={value}" for name, value in given.keywords.items())]
-        return f"{describe(given.func)}({', '.join(arguments)})"
-    if not inspect.isroutine(given):
-        kind = given if inspect.isclass(given) else type(given)
-        return " ".join(source(each) for each in kind.__mro__ if not of_library(each)) or kind.__name__
-    if of_library(given):
+        return describe_call(describe(given.func), dict(enumerate(given.args)) | given.keywords)
+    if inspect.isfunction(given):
+        arguments = inspect.signature(given).parameters.values()
+        return describe_call(
+            given.__name__,
+            {each.name: each.default for each in arguments} | inspect.getclosurevars(given).nonlocals,
+        )
+    if inspect.isclass(given) or inspect.isroutine(given):
         return given.__name__
-    bound = [*(given.__defaults__ or ()), *(cell.cell_contents for cell in given.__closure__ or ())]
-    return source(given) + (f" with {describe(bound)}" if bound else "")
+    held = getattr(given, "__dict__", {})
+    return describe_call(type(given).__name__, {name: held[name] for name in held if not name.startswith("_")})
+
+
+def describe_call(name, arguments):
+    shown = ", ".join(f"{key}={value}" for key, value in arguments.items() if isinstance(value, SIMPLE))
+    return f"{name}({shown})" if shown else name
 
 
 def parts(module, held, name=""):
@@ -251,6 +255,69 @@ def describe_optimizer(optimizer, model):
     return f"{type(optimizer).__name__}({'; '.join(groups)})"
 
 
+@cache
+def read_code(path):
+    """The text of a script and of the user's modules that it imports, when first asked for: {file name: text}."""
+    texts, waiting = {}, [(Path(path), None)]
+    while waiting:
+        file, package = waiting.pop()
+        texts[file.name] = file.read_text(encoding="utf-8-sig")
+        for name in imported_names(ast.parse(texts[file.name]), package):
+            module = sys.modules.get(name)
+            if module and is_users(module) and Path(module.__file__).name not in texts:
+                waiting.append((Path(module.__file__), module.__package__))
+    return texts
+
+
+def imported_names(tree, package):
+    """The names of all modules that a syntax tree may import, in a module of this package."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            name = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            yield from (name, *(f"{name}.{alias.name}" for alias in node.names))
+
+
+def is_users(module):
+    """Whether a module is neither this project's, nor Python's, nor one that was installed."""
+    path, name = getattr(module, "__file__", None), module.__name__.partition(".")[0]
+    ours_or_pythons = {"common", "stn", "assets", *sys.stdlib_module_names}
+    return bool(path) and name not in ours_or_pythons and "site-packages" not in Path(path).parts
+
+
+def is_run_experiment(node):
+    return isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "run_experiment"
+
+
+def defining_lines(text):
+    """The lines of a script that define its runs, whatever its layout.
+
+    That is all but comments, docstrings, titles, epochs, and the values that a loop over runs goes through.
+    """
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+        if isinstance(node, ast.For) and any(map(is_run_experiment, ast.walk(node))):
+            node.iter = ast.Name("...")
+        if is_run_experiment(node):
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg not in ("title", "epochs")]
+    return ast.unparse(tree).splitlines()
+
+
+def changed_line(before, now):
+    """The first line that differs between what `read_code` returned before and now, as a text; None if none does."""
+    for name in sorted(before.keys() | now.keys()):
+        lines = [defining_lines(code.get(name, "")) for code in (before, now)]
+        for pair in zip_longest(*lines, fillvalue=""):
+            start = max(0, len(os.path.commonprefix(pair)) - 30)
+            was, now_is = (line[start : start + 80].strip() for line in pair)
+            if was != now_is:
+                return f"{name}: `{was}` was there, now `{now_is}`"
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """What defines an experiment and, with the command line's choices, a run. The arguments of `run_experiment`."""
@@ -267,6 +334,7 @@ class Experiment:
     max_motion: float | None = None  # bound of a step's motion in pixels of the input, by `stn.limit_motion`
     make_scheduler: Callable | None = None  # called with the optimizer, returns its scheduler, stepped once an epoch
     penalty: Callable | None = None  # called with `theta` (N, 2, 3) of a batch, returns a scalar to add to the loss
+    drift: float | None = None  # target of a `stn.DriftLR` on the optimizer's first group, the localization net's
     variant: float | str | None = None  # what tells the runs of a script that makes several apart, a number or a word
     dataset: str = "cluttered"  # the command line goes before this and what follows, and before `epochs`
     digits: str = "auto"
@@ -281,9 +349,10 @@ class Experiment:
         """Turns what the network sees back into images in [0, 1]."""
         return (batch * self.std + self.mean).clamp(0, 1)
 
-    def settings(self, network):
-        """All that defines a run, as JSON has it: a dict with the names of `SETTINGS`."""
-        given = vars(self) | {"experiment": self.name, "batch_size": BATCH_SIZE, "scheduler": self.make_scheduler}
+    def settings(self):
+        """All that defines a run but its code, as JSON has it: a dict with the names of `SETTINGS`."""
+        network = make_network(self)
+        given = vars(self) | {"experiment": self.name, "batch_size": BATCH_SIZE, "scheduler": network.scheduler}
         given["optimizer"] = describe_optimizer(network.optimizer, network.model)
         return {name: describe(given[name]) for name in SETTINGS}
 
@@ -294,20 +363,30 @@ class Network(NamedTuple):
     model: stn.STNClassifier
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler | None
+    drift_lr: stn.DriftLR | None
 
 
 KNOBS = {field.name.removeprefix("make_"): field.default for field in fields(Experiment)}
 DEFAULTS = {name: describe(default) for name, default in KNOBS.items() if default is not MISSING}
+TOLD_BY_CODE = "transformer", "scheduler", "penalty"  # which older runs have in other words
 SETTINGS = ("experiment", *(name for name in KNOBS if name not in ("name", "title", "epochs")), "batch_size")
 
 
-def make_network(experiment, device="cpu"):
-    """Returns the `Network` of an experiment as it is before training."""
+def make_network(experiment, device="cpu", images=None):
+    """Returns the `Network` of an experiment as it is before training.
+
+    `images` are those that it trains on, uint8 (N, C, side, side); without them it has no `stn.DriftLR`.
+    """
     torch.manual_seed(10_000 * experiment.seed)
     model = stn.STNClassifier(SIDES[experiment.dataset], experiment.fill, experiment.transformer)
     model.to(device, memory_format=torch.channels_last)
-    optimizer = experiment.make_optimizer(model)
-    return Network(model, optimizer, experiment.make_scheduler and experiment.make_scheduler(optimizer))
+    optimizer, scheduler, drift_lr = experiment.make_optimizer(model), None, None
+    if experiment.make_scheduler:
+        scheduler = experiment.make_scheduler(optimizer)
+    if experiment.drift and images is not None:
+        followed = experiment.normalize(images[:DRIFT_IMAGES])
+        drift_lr = stn.DriftLR(optimizer, model.stn.theta, followed, experiment.drift)
+    return Network(model, optimizer, scheduler, drift_lr)
 
 
 def read_script(path):
@@ -327,16 +406,49 @@ def watch(model, batch, pixels):
     return nullcontext() if pixels is None else stn.limit_motion(model.stn.theta, batch, model.stn, pixels)
 
 
+@torch.no_grad()
+def predict_theta(model, images):
+    return stn.predict_in_eval_mode(model.stn.theta, images)
+
+
+def median_of(values):
+    """Their median, None if there are none."""
+    return float(np.median(values)) if len(values) else None
+
+
+def drift_figures(thetas):
+    """What an epoch drifted over 64 steps, and over 16 and 256, by `theta` (N, 2, 3) before it and every 16 steps."""
+    figures = {}
+    for name, steps in (("drift", 64), ("drift_16", 16), ("drift_256", 256)):
+        pairs = pairwise(thetas[:: steps // MOTION_EVERY])
+        drifts = [stn.drift(before, after).item() for before, after in pairs]
+        figures["stn/" + name] = median_of(drifts)
+        if name == "drift":
+            figures["stn/drift_max"] = max(drifts, default=None)
+    return figures
+
+
+def localization_rate(network):
+    """The learning rate of the localization net, the largest if it has several, None if it is not trained."""
+    weights = {id(weight) for weight in network.model.stn.parameters()}
+    groups = [group for group in network.optimizer.param_groups if weights & set(map(id, group["params"]))]
+    rate = max((float(group["lr"]) for group in groups), default=None)
+    return min(rate, network.drift_lr.rate) if network.drift_lr else rate
+
+
 def train(experiment, network, images, labels):
     """Trains for one epoch on uint8 images (N, 1, side, side) and their labels (N,).
 
     Returns the mean loss over the images, without the penalty; median and maximum of the steps' gradient norms before
     clipping (L2, of all weights), and the fraction of steps that were clipped; median and maximum of `stn.motion` of
-    every 16th step on its batch, and the fraction of steps that were shortened.
+    every 16th step on its batch, and the fraction of steps that were shortened; median and maximum of `stn.drift` over
+    64 steps, from the epoch's first on, and its medians over 16 and 256 steps; the localization net's learning rate.
     """
-    model, optimizer, _ = network
+    model, optimizer = network.model, network.optimizer
     model.train()
     total, norms, motions, shortened = torch.zeros((), device=images.device), [], [], 0
+    followed = experiment.normalize(images[:DRIFT_IMAGES])
+    thetas = [predict_theta(model, followed)]
     order = torch.randperm(len(images)).to(images.device)
     for step, index in enumerate(tqdm(order.split(BATCH_SIZE), unit="batch", **BAR)):
         batch = experiment.normalize(images[index])
@@ -351,13 +463,17 @@ def train(experiment, network, images, labels):
             watch(model, batch[:LIMIT_IMAGES], experiment.max_motion) as limited,
         ):
             optimizer.step()
+        if network.drift_lr:
+            network.drift_lr.step()
         if measured:
             motions.append(measured.motion)
         if limited:
             shortened += limited.kept < 1
+        if (step + 1) % MOTION_EVERY == 0:
+            thetas.append(predict_theta(model, followed))
         total += loss.detach() * len(index)  # no .item() here: it would wait for the device in every step
     norms, motions = (torch.stack(values).cpu().numpy() for values in (norms, motions))
-    return {
+    return drift_figures(thetas) | {
         "train/loss": total.item() / len(images),
         "train/grad_norm": float(np.median(norms)),
         "train/grad_norm_max": float(norms.max()),
@@ -365,6 +481,7 @@ def train(experiment, network, images, labels):
         "stn/motion": float(np.median(motions)),
         "stn/motion_max": float(motions.max()),
         "stn/limited": shortened / len(norms),
+        "stn/rate": localization_rate(network),
     }
 
 
@@ -462,7 +579,7 @@ def describe_epoch(row):
     """The line of an epoch on the terminal; a figure that was not measured is left out."""
     parts = [f"epoch {row['epoch']:3}  loss {row['train/loss']:.4g}, {row['test/loss']:.4g}"]
     parts += [f"accuracy {row['test/accuracy']:.2f} %"]
-    figures = ("scale", 3), ("inside", 2), ("spread", 2), ("motion", 2), ("active", 2)
+    figures = ("scale", 3), ("inside", 2), ("spread", 2), ("drift", 2), ("active", 2)
     parts += [f"{name} {row['stn/' + name]:.{digits}g}" for name, digits in figures if row["stn/" + name] is not None]
     return "  ".join([*parts, f"{row['time/epoch_seconds']:.0f} s"])
 
@@ -541,11 +658,13 @@ class RunFolder:
 
     Its `lock` keeps other processes out. Every file is replaced as a whole, and the checkpoint is the last of an epoch:
     an epoch that did not get so far is done again, to the same end. A run that was begun with other settings is
-    refused; `facts`, a dict of what else is worth knowing, such as machine and versions, may change.
+    refused, or with other code, see `read_code`; `facts`, a dict of what else is worth knowing, such as machine and
+    versions, may change.
     """
 
-    def __init__(self, path, experiment, facts):
-        self.path, self.experiment, self.settings, self.facts, self.history = path, experiment, {}, facts, []
+    def __init__(self, path, experiment, code, facts):
+        self.path, self.experiment, self.code, self.facts, self.history = path, experiment, code, facts, []
+        self.settings, self.saved = {}, None
         self.checkpoint, self.lock = path / "checkpoint.pt", FileLock(path / ".lock", timeout=0)
 
     def headline(self, history):
@@ -559,35 +678,48 @@ class RunFolder:
         """The epoch that the checkpoint is of, 0 if there is none. `history` may be behind it where a signal came."""
         return load_state(self.checkpoint)["epoch"] if self.checkpoint.exists() else 0
 
-    def restore(self, network):
-        """Loads the checkpoint, if there is one, into network and history, and its digits for "auto".
+    def restore(self):
+        """Takes history, and digits for "auto", from the checkpoint, if there is one; `load` takes the rest.
 
-        A setting that an older run lacked had its default. Tables and GIF are made again where they are lost or not
-        whole. Raises RunError if the checkpoint is damaged or another run's.
+        A setting that an older run lacked had its default; the code that it lacked is not compared. Tables and GIF are
+        made again where they are lost or not whole. Raises RunError if the checkpoint is damaged or another run's.
         """
-        self.settings = self.experiment.settings(network)
+        self.settings = self.experiment.settings()
         if not self.checkpoint.exists():
             return
-        state = load_state(self.checkpoint)
-        try:
-            begun, cpu = DEFAULTS | state["settings"], state["cpu"]
+        self.saved = load_state(self.checkpoint)
+        with self.format_errors():
+            begun, code, cpu = DEFAULTS | self.saved["settings"], self.saved.get("code"), self.saved["cpu"]
             if self.settings["digits"] == "auto":
                 self.settings["digits"] = begun["digits"]
-            differs = [f"{key} was {begun[key]}, is {now}" for key, now in self.settings.items() if begun[key] != now]
-            if differs:
-                what = f"{self.path} is another run's ({'; '.join(differs)})"
-                raise RunError(f"{what}: remove it, or choose another --log-dir")
-            for name, part in network._asdict().items():
-                if part:
-                    part.load_state_dict(state[name])
-            self.history = state["history"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise RunError(f"{self.checkpoint} is of another format: replace it, or remove the folder") from error
+            compared = [name for name in self.settings if code or name not in TOLD_BY_CODE]
+            differs = [f"{n} was {begun[n]}, is {self.settings[n]}" for n in compared if begun[n] != self.settings[n]]
+            if code and not differs:
+                differs = filter(None, [changed_line(code, self.code)])
+            if differs := "; ".join(differs):
+                advice = "take that back, or choose another --log-dir"
+                raise RunError(f"{self.path} is another run's ({differs}): {advice}")
+            self.history = self.saved["history"]
         self.facts["cpu"] = cpu if cpu.endswith(self.facts["cpu"]) else f"{cpu}, then {self.facts['cpu']}"
         if not all((self.path / name).exists() for name in ("metrics.csv", "run.json")):
             self.write_tables(self.history)
         if self.figures():
             self.write_gif()
+
+    def load(self, network):
+        """Loads the checkpoint that `restore` found, if there is one, into a network."""
+        if self.saved:
+            with self.format_errors():
+                for name, part in network._asdict().items():
+                    if part:
+                        part.load_state_dict(self.saved[name])
+
+    @contextmanager
+    def format_errors(self):
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RunError(f"{self.checkpoint} is of another format: replace it, or remove the folder") from error
 
     def open_events(self):
         """Begins TensorBoard's events, or goes on with them after the last epoch, with the run's settings."""
@@ -648,6 +780,7 @@ class RunFolder:
         self.write_tables(history)
         states = {name: part.state_dict() for name, part in network._asdict().items() if part}
         states |= {"history": history, "settings": self.settings, "cpu": self.facts["cpu"], "epoch": epoch}
+        states["code"] = self.code
         write_state(self.checkpoint, plain(states))
         if epoch == 0:
             load_state(self.checkpoint)  # now, and not once there are epochs to lose
@@ -724,6 +857,8 @@ def run_epochs(folder, network, train_set, test_set, args):
     """Trains from the folder's last epoch, or from the start, to the end that was asked for."""
     experiment = folder.experiment
     folder.open_events()
+    for name, text in folder.code.items():
+        write(folder.path / "code" / name, text.encode())
     if not folder.checkpoint.exists():
         folder.save_epoch([], network, test_set[0])
     say(f"{folder.headline(folder.history)}, of {args.epochs}, on {folder.facts['device']}")
@@ -751,13 +886,15 @@ def run_epochs(folder, network, train_set, test_set, args):
 
 def run(folder, args):
     """Trains to the end that was asked for, unless the folder is there already, and says what came of it."""
-    network = make_network(folder.experiment, args.device)
     folder.facts |= describe_machine(args.device)
-    folder.restore(network)
+    folder.restore()
     if not finished(folder.history, args):
         chosen = folder.settings
         *sets, chosen["digits"] = load_canvases(chosen["dataset"], args.data_dir, chosen["digits"], chosen["limit"])
-        run_epochs(folder, network, *([tensor.to(args.device) for tensor in tensors] for tensors in sets), args)
+        train_set, test_set = ([tensor.to(args.device) for tensor in tensors] for tensors in sets)
+        network = make_network(folder.experiment, args.device, train_set[0])
+        folder.load(network)
+        run_epochs(folder, network, train_set, test_set, args)
     end = {key.replace("_", " "): value for key, value in summarize(folder.history).items() if value is not None}
     say("finished: " + ", ".join(f"{key} {value:.4g}" for key, value in end.items()))
     logs = f"tensorboard --logdir {shlex.quote(args.log_dir)} {TENSORBOARD_OPTIONS}"
@@ -789,7 +926,7 @@ def run_or_say_why_not(folder, args):
             signal.signal(each, interrupt)
     threading.excepthook = lambda _: None  # TensorBoard's writer thread: flush() raises its errors again, here
     try:
-        for name in ("figures", "weights"):
+        for name in ("figures", "weights", "code"):
             (folder.path / name).mkdir(parents=True, exist_ok=True)
         with folder.lock:
             return run(folder, args)
@@ -815,13 +952,21 @@ def run_or_say_why_not(folder, args):
     atexit.register(os._exit, 1)  # the script's other runs come first
 
 
+def calling_script():
+    """The globals of the script that runs, or that `read_script` reads; it may call by another module."""
+    frame = inspect.currentframe()
+    while frame := frame.f_back:
+        if frame.f_code.co_name == "<module>" and frame.f_globals["__name__"] in ("__main__", "<run_path>"):
+            return frame.f_globals
+
+
 def run_experiment(**arguments):
     """Runs an experiment as the command line says. The one call of a script, which names the experiment.
 
     Takes the fields of `Experiment` but for its name. Where a script is read and not run (`read_script`) it is only
     noted. Ends in a line on stderr, and exit code 2 for wrong arguments, 1 for what else a user can mend, 128 + signal.
     """
-    script = inspect.currentframe().f_back.f_globals
+    script = calling_script()
     experiment = Experiment(name=Path(script["__file__"]).stem, **plain(arguments))
     if script["__name__"] != "__main__":
         script.setdefault("experiments", []).append(experiment)
@@ -831,4 +976,5 @@ def run_experiment(**arguments):
     chosen = {name: value for name, value in vars(args).items() if name in DEFAULTS}
     facts = {"title": experiment.title, "epochs": args.epochs, "stop_on_collapse": args.stop_on_collapse}
     facts["data_dir"] = str(Path(args.data_dir).absolute())
-    run_or_say_why_not(RunFolder(run_path(experiment, args), replace(experiment, **chosen), facts), args)
+    folder = RunFolder(run_path(experiment, args), replace(experiment, **chosen), read_code(script["__file__"]), facts)
+    run_or_say_why_not(folder, args)

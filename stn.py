@@ -14,6 +14,7 @@ and log `step.motion`, and `scale`, `inside` and `spread` of `transformer.theta(
 """
 
 import math
+import warnings
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral
@@ -22,6 +23,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.utils import get_total_norm
 
 
@@ -211,17 +213,153 @@ def motion(before, after, size):
     return (squares * change.new_tensor([width / 2, height / 2]) ** 2).sum(dim=1).mean().sqrt()
 
 
-@contextmanager
-def eval_mode(net):
-    """Eval mode for every module of a net within the block, and afterwards the mode that each was in."""
-    modes = {module: module.training for module in net.modules()}
+def drift(before, after):
+    """How far a change of `theta` moves the sampling points, as a fraction of the sampled region's side afterwards.
+
+    A scalar tensor without a unit; over 64 steps of training 0.035 is one to aim for. `before`, `after` are (N, 2, 3).
+    """
+    return motion(before, after, 1) / scale(after)
+
+
+def predict_in_eval_mode(predict, images):
+    """Returns a copy of `predict(images)`, with all modules that it calls in eval mode meanwhile.
+
+    Raises ValueError if that is not a `theta` (N, 2, 3) of N images.
+    """
+    modes = {}
+
+    def to_eval_mode(module, *_):
+        for each in module.modules():
+            modes.setdefault(each, each.training)
+            each.training = False
+
+    owner = getattr(predict, "__self__", None)  # of a method, which may ask for `self.training` itself
+    if isinstance(owner, nn.Module):
+        to_eval_mode(owner)
     try:
-        for module in modes:
-            module.training = False
-        yield
+        with register_module_forward_pre_hook(to_eval_mode):
+            theta = predict(images)
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if theta.shape != (len(images), 2, 3):
+        raise ValueError(f"predict returns {list(theta.shape)}, but should return theta, [{len(images)}, 2, 3]")
+    return theta.clone()
+
+
+class DriftLR:
+    """Sets the localization net's learning rate by how far its region drifts: a rate that need not be found.
+
+        schedule = DriftLR(optimizer, model.stn.theta, images)  # before training
+        ...
+        optimizer.step()
+        schedule.step()  # after every step
+
+    Every 64 steps it measures the `drift` of the images' `theta` over these steps, and multiplies the rate by
+    target / drift, by 1/4 at least and by 2 at most; by 1/4 where the drift is not finite. It starts with a hundredth
+    of the group's rate. That itself is the ceiling: other schedulers see and set it as ever, and within
+    `optimizer.step()` the group has the smaller of it and `rate`.
+
+    Args:
+        optimizer: its parameter group `group` holds weights of the localization net alone.
+        predict: function of images that returns their `theta` (N, 2, 3), such as `SpatialTransformer.theta`. Modules
+            that it calls are in eval mode meanwhile; nothing else should be random in it.
+        images: (N, C, H, W), as the network sees them, 64 fixed ones of the training set, the same in all processes
+            that train one network together.
+        target: drift to aim for, over 0.
+        every: steps that a drift is measured over.
+        group: index of the parameter group.
+
+    Attributes:
+        drift: the last that was measured, a number; None before that.
+        rate: what the group has now, unless its own is smaller.
+
+    Raises ValueError if an argument is not as above, or the group holds weights that `theta` does not come from; that
+    is found out where `predict` can be differentiated. Warns once if the localization net does not learn.
+    """
+
+    def __init__(self, optimizer, predict, images, target=0.035, every=64, group=0):
+        if not 0 < target < math.inf:
+            raise ValueError(f"target is {target}, but should be a drift over 0, such as 0.035")
+        if len(images) == 0:
+            raise ValueError("images are empty, but should be some of the training set, such as 64")
+        self.optimizer, self.predict, self.images = optimizer, predict, images.clone()
+        self.target, self.every, self.group = target, every, group
+        self.check_group()
+        self.before = self.theta()
+        if not torch.equal(self.before, self.theta()):
+            raise ValueError("predict returns another theta each time: put all that is random in it into eval mode")
+        self.drift, self.steps, self.idle = None, 0, 0
+        self.rate = float(self.param_group.get("initial_lr", self.param_group["lr"])) / 100
+        self.add_hooks()
+
+    @property
+    def param_group(self):
+        return self.optimizer.param_groups[self.group]
+
+    @torch.no_grad()
+    def theta(self):
+        return predict_in_eval_mode(self.predict, self.images)
+
+    @torch.enable_grad()
+    def check_group(self):
+        weights = [weight for weight in self.param_group["params"] if weight.requires_grad]
+        theta = predict_in_eval_mode(self.predict, self.images)
+        if theta.requires_grad:
+            gradients = torch.autograd.grad(theta.sum(), weights, allow_unused=True)
+            others = [list(weight.shape) for weight, found in zip(weights, gradients, strict=True) if found is None]
+            if others:
+                what = f"parameter group {self.group} holds weights that theta does not come from, of shape {others[0]}"
+                raise ValueError(f"{what}: give the localization net a group of its own")
+
+    def add_hooks(self):
+        self.optimizer.register_step_pre_hook(self.lower)
+        self.optimizer.register_step_post_hook(self.raise_again)
+
+    def lower(self, *_):
+        self.ceiling = self.param_group["lr"]
+        if isinstance(self.ceiling, torch.Tensor):  # as capturable optimizers want it, and no other tensor
+            self.ceiling = self.ceiling.clone()
+            self.param_group["lr"].clamp_(max=self.rate)
+        else:
+            self.param_group["lr"] = min(self.ceiling, self.rate)
+
+    def raise_again(self, *_):
+        if isinstance(self.ceiling, torch.Tensor):
+            self.param_group["lr"].copy_(self.ceiling)
+        else:
+            self.param_group["lr"] = self.ceiling
+
+    def step(self):
+        """To be called after every `optimizer.step()`."""
+        self.steps += 1
+        if self.steps % self.every:
+            return
+        after = self.theta()
+        moved = drift(self.before, after)
+        self.drift, self.before = moved.item(), after
+        factor = (self.target / moved).clamp(0.25, 2).nan_to_num(0.25).item()
+        ceiling = float(self.param_group["lr"])
+        limited = self.rate >= ceiling
+        if factor < 1 or not limited:
+            self.rate = min(factor * min(self.rate, ceiling), ceiling)
+        untouched = ceiling == self.param_group.get("initial_lr", ceiling)  # by a schedule, which may end at 0
+        self.idle = self.idle + 1 if limited and untouched and self.drift < self.target / 10 else 0
+        if self.idle == 20:
+            where = f"the region drifts by {self.drift:.2g} of its side in {self.every} steps at the full learning rate"
+            what = "the localization net does not learn (dead units, or nothing to follow)"
+            warnings.warn(f"{where}: {what}", stacklevel=2)
+
+    def state_dict(self):
+        return {name: getattr(self, name) for name in ("rate", "drift", "steps", "idle", "before")}
+
+    def load_state_dict(self, state):
+        vars(self).update(state)
+        self.before = state["before"].to(self.images.device)
+
+    def __setstate__(self, state):  # of a copy, whose optimizer has lost its hooks
+        vars(self).update(state)
+        self.add_hooks()
 
 
 def check_limit(images, parameters, modules, pixels):
@@ -276,8 +414,8 @@ def limit_motion(predict, images, modules, pixels=0.1):
         images = images.to(parameters[0].dtype)  # they may be half of it under autocast
 
     def theta():
-        with eval_mode(net), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            return predict(images)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            return predict_in_eval_mode(predict, images)
 
     def moved():
         return motion(before, theta(), images.shape[2:])

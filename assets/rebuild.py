@@ -27,8 +27,8 @@ class SavedRun:
         chosen = {name: self.run[name] for name in ("dataset", "digits", "limit", "seed")}
         self.experiment = replace(variants[self.run["variant"]], **chosen)
         self.network = common.make_network(self.experiment)
-        self.model, self.optimizer, _ = self.network
-        if differs := setting_differences(self.experiment.settings(self.network), self.run):
+        self.model, self.optimizer = self.network.model, self.network.optimizer
+        if differs := setting_differences(self.experiment.settings(), self.run):
             raise common.RunError(f"{script} was changed since {folder} ({'; '.join(differs)}): put that script there")
 
     def saved_epochs(self):
