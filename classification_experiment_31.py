@@ -16,9 +16,9 @@ from stn import Regression, SpatialTransformer
 
 
 class OfDaviddao(SpatialTransformer):
-    def __init__(self, in_size, out_size=28, fill=0.0):
-        super().__init__(in_size, out_size, fill)
-        first = nn.Linear(in_size**2, 20)
+    def __init__(self, in_size, out_size=28, fill=0.0, channels=1):
+        super().__init__(in_size, out_size, fill, channels)
+        first = nn.Linear(channels * in_size**2, 20)
         nn.init.zeros_(first.weight)
         nn.init.normal_(first.bias, std=0.01)
         self.localization = nn.Identity()
@@ -26,9 +26,9 @@ class OfDaviddao(SpatialTransformer):
 
 
 class OfAicaffeinelife(SpatialTransformer):
-    def __init__(self, in_size, out_size=28, fill=0.0, slope=0.0):
-        super().__init__(in_size, out_size, fill)
-        first = nn.Conv2d(1, 32, kernel_size=3, padding=1, bias=False)
+    def __init__(self, in_size, out_size=28, fill=0.0, channels=1, slope=0.0):
+        super().__init__(in_size, out_size, fill, channels)
+        first = nn.Conv2d(channels, 32, kernel_size=3, padding=1, bias=False)
         second, third = (nn.Conv2d(32, 32, kernel_size=3, padding=1, bias=False) for _ in range(2))
         relu, pool = nn.LeakyReLU(slope), nn.MaxPool2d(2)
         self.localization = nn.Sequential(first, relu, second, relu, pool, third, relu, pool, third, relu, pool)

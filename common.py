@@ -1,4 +1,4 @@
-"""What the experiments share, in the order in which data flow: digits, canvases, experiment, training, figure, run.
+"""What the experiments share, in the order in which data flow: digits, data sets, experiment, training, figure, run.
 
 A script calls `run_experiment` and nothing else. The loop over the epochs is `run_epochs`.
 """
@@ -7,7 +7,6 @@ import argparse
 import ast
 import atexit
 import ctypes
-import importlib.util
 import inspect
 import io
 import json
@@ -24,10 +23,10 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
+import zlib
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
-from dataclasses import MISSING, dataclass, fields, replace
+from contextlib import nullcontext
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache, partial
 from http.client import HTTPException
 from itertools import pairwise, zip_longest
@@ -55,12 +54,10 @@ import stn
 
 BATCH_SIZE = 64
 FIGURE_EVERY = 5  # epochs
-GIF_FRAMES = 100  # at most: Pillow keeps a byte a pixel of each until it saves
 CANVAS, PATCH, PATCHES = 60, 6, 8  # side of a canvas and of a clutter patch in pixels, patches on a canvas
-SIDES = {"cluttered": CANVAS, "mnist": 28, "enlarged": 2 * CANVAS}  # of the images, in pixels, by --dataset
 TRAIN_SEED, TEST_SEED = 0, 1  # of the canvases: they are the same in every run
-MOTION_EVERY, LIMIT_IMAGES = 16, 16  # steps between those measured, images of a batch that its step is limited by
-DRIFT_IMAGES = 64  # the first of the training set, whose drift is measured
+MEASURE_EVERY = 16  # steps
+LIMIT_IMAGES, DRIFT_IMAGES = 16, 64  # of a batch that its step is limited by; of the training set, to measure drift on
 BAR = {"leave": False, "disable": None}  # of tqdm: none where stderr is no terminal
 TENSORBOARD_OPTIONS = "--port 7010 --samples_per_plugin images=1000"  # else it shows 10 figures of a run
 EMBEDDED = Path(__file__).parent / "assets" / "mnist_5k.npz"
@@ -76,13 +73,9 @@ def one_line(error):
 
 
 def say(line, file=None):
-    """Prints a line between the progress bars; where that cannot be done any more, the run goes on without."""
-    file = file or sys.stdout
-    try:
-        tqdm.write(line, file=file)
-        file.flush()
-    except OSError:  # a pipe whose reader has ended, a terminal that was closed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    """Prints a line between the progress bars."""
+    with tqdm.external_write_mode(file):
+        print(line, file=file, flush=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- digits
@@ -144,7 +137,7 @@ def load_digits(data_dir, digits="auto"):
     return (images[:4000], labels[:4000]), (images[4000:], labels[4000:]), "embedded"
 
 
-# ------------------------------------------------------------------------------------------------------------- canvases
+# ------------------------------------------------------------------------------------------------------------ data sets
 
 
 def clutter(images, patch_source, seed):
@@ -171,24 +164,62 @@ def clutter(images, patch_source, seed):
     return canvases
 
 
-def load_canvases(dataset, data_dir, digits, limit):
-    """Returns (images, labels) to train on, the same to test on, and which digits these are.
+def enlarge(images, patch_source, seed):
+    """Canvases with every pixel as 2 x 2."""
+    return clutter(images, patch_source, seed).repeat(2, axis=1).repeat(2, axis=2)
 
-    `limit` and a sixth of it, images uint8 (N, 1, side, side); where the digits are fewer they are used again.
+
+def load_mnist(data_dir, digits, limit, draw=None):
+    """Returns `limit` images and labels to train on, a sixth of it to test on, and which digits these are.
+
+    `draw`, such as `clutter`, makes the images of the digits; where the digits are fewer they are used again.
     """
     *sets, which = load_digits(data_dir, digits)
     patch_source = np.concatenate([images for images, _ in sets])
-    tensors = []
+    drawn = []
     for (images, labels), count, seed in zip(sets, (limit, limit // 6), (TRAIN_SEED, TEST_SEED), strict=True):
         index = np.arange(count) % len(images)
-        images = images[index] if dataset == "mnist" else clutter(images[index], patch_source, seed)
-        if dataset == "enlarged":
-            images = images.repeat(2, axis=1).repeat(2, axis=2)
-        tensors.append((torch.from_numpy(images)[:, None], torch.from_numpy(labels[index])))
-    return *tensors, which
+        images = images[index]
+        drawn.append((draw(images, patch_source, seed) if draw else images, labels[index]))
+    return *drawn, which
 
 
-# ----------------------------------------------------------------------------------------------------------- experiment
+class Dataset(NamedTuple):
+    """A choice of --dataset.
+
+    `load(data_dir, digits, limit)` returns images uint8 (N, side, side) or (N, channels, side, side) and labels (N,) to
+    train on, the same to test on, and which digits these are, "full" if there is no choice.
+    """
+
+    load: Callable
+    side: int  # of an image in pixels
+    moves: bool  # whether what is to be seen lies elsewhere in each image
+    channels: int = 1
+
+
+DATASETS = {
+    "cluttered": Dataset(partial(load_mnist, draw=clutter), side=CANVAS, moves=True),
+    "mnist": Dataset(load_mnist, side=28, moves=False),
+    "enlarged": Dataset(partial(load_mnist, draw=enlarge), side=2 * CANVAS, moves=True),
+}
+
+
+def load_images(dataset, data_dir, digits, limit):
+    """Returns images (N, channels, side, side) and labels (N,) to train on, as tensors, and the same to test on.
+
+    At most `limit`, and a sixth of it. And which digits these are, and a checksum of all that.
+    """
+    side, channels = DATASETS[dataset].side, DATASETS[dataset].channels
+    *sets, which = DATASETS[dataset].load(data_dir, digits, limit)
+    tensors, checksum = [], 0
+    for (images, labels), count in zip(sets, (limit, limit // 6), strict=True):
+        images, labels = np.ascontiguousarray(images[:count]), np.ascontiguousarray(labels[:count])
+        checksum = zlib.crc32(labels, zlib.crc32(images, checksum))
+        tensors.append((torch.from_numpy(images).view(-1, channels, side, side), torch.from_numpy(labels)))
+    return *tensors, which, checksum
+
+
+# -------------------------------------------------------------------------------------------------- what defines a run
 
 
 def plain(value):
@@ -213,22 +244,16 @@ def describe(given):
     if isinstance(given, (list, tuple)):
         return str([describe(each) for each in given])
     if isinstance(given, partial):
-        return describe_call(describe(given.func), dict(enumerate(given.args)) | given.keywords)
-    if inspect.isfunction(given):
-        arguments = inspect.signature(given).parameters.values()
-        return describe_call(
-            given.__name__,
-            {each.name: each.default for each in arguments} | inspect.getclosurevars(given).nonlocals,
-        )
-    if inspect.isclass(given) or inspect.isroutine(given):
+        name, held = describe(given.func), {str(i): value for i, value in enumerate(given.args)} | given.keywords
+    elif inspect.isfunction(given):
+        defaults = {each.name: each.default for each in inspect.signature(given).parameters.values()}
+        name, held = given.__name__, defaults | inspect.getclosurevars(given).nonlocals
+    elif inspect.isclass(given) or inspect.isroutine(given):
         return given.__name__
-    held = getattr(given, "__dict__", {})
-    return describe_call(type(given).__name__, {name: held[name] for name in held if not name.startswith("_")})
-
-
-def describe_call(name, arguments):
-    shown = ", ".join(f"{key}={value}" for key, value in arguments.items() if isinstance(value, SIMPLE))
-    return f"{name}({shown})" if shown else name
+    else:
+        name, held = type(given).__name__, getattr(given, "__dict__", {})
+    shown = [f"{key}={held[key]}" for key in held if isinstance(held[key], SIMPLE) and not key.startswith("_")]
+    return f"{name}({', '.join(shown)})" if shown else name
 
 
 def parts(module, held, name=""):
@@ -256,34 +281,14 @@ def describe_optimizer(optimizer, model):
 
 
 @cache
-def read_code(path):
-    """The text of a script and of the user's modules that it imports, when first asked for: {file name: text}."""
-    texts, waiting = {}, [(Path(path), None)]
-    while waiting:
-        file, package = waiting.pop()
-        texts[file.name] = file.read_text(encoding="utf-8-sig")
-        for name in imported_names(ast.parse(texts[file.name]), package):
-            module = sys.modules.get(name)
-            if module and is_users(module) and Path(module.__file__).name not in texts:
-                waiting.append((Path(module.__file__), module.__package__))
-    return texts
-
-
-def imported_names(tree, package):
-    """The names of all modules that a syntax tree may import, in a module of this package."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        if isinstance(node, ast.ImportFrom):
-            name = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            yield from (name, *(f"{name}.{alias.name}" for alias in node.names))
-
-
-def is_users(module):
-    """Whether a module is neither this project's, nor Python's, nor one that was installed."""
-    path, name = getattr(module, "__file__", None), module.__name__.partition(".")[0]
-    ours_or_pythons = {"common", "stn", "assets", *sys.stdlib_module_names}
-    return bool(path) and name not in ours_or_pythons and "site-packages" not in Path(path).parts
+def read_code(script):
+    """The texts of a script and of what it imports from its folder, {path: text}, as they are when first asked for."""
+    folder = Path(script).parent
+    files = [Path(module.__file__) for module in sys.modules.values() if getattr(module, "__file__", None)]
+    imported = [file for file in files if file.is_relative_to(folder) and "site-packages" not in file.parts]
+    ours = {Path(module.__file__) for module in (stn, sys.modules[__name__])}
+    texts = {file.relative_to(folder): file for file in {Path(script), *imported} - ours}
+    return {str(path): texts[path].read_text(encoding="utf-8-sig") for path in sorted(texts)}
 
 
 def is_run_experiment(node):
@@ -293,7 +298,7 @@ def is_run_experiment(node):
 def defining_lines(text):
     """The lines of a script that define its runs, whatever its layout.
 
-    That is all but comments, docstrings, titles, epochs, and the values that a loop over runs goes through.
+    All but comments, docstrings, titles, epochs, and the values that a loop over runs goes through.
     """
     tree = ast.parse(text)
     for node in ast.walk(tree):
@@ -308,14 +313,22 @@ def defining_lines(text):
 
 def changed_line(before, now):
     """The first line that differs between what `read_code` returned before and now, as a text; None if none does."""
-    for name in sorted(before.keys() | now.keys()):
-        lines = [defining_lines(code.get(name, "")) for code in (before, now)]
+    for path in sorted(before.keys() | now.keys()):
+        lines = [defining_lines(code.get(path, "")) for code in (before, now)]
         for pair in zip_longest(*lines, fillvalue=""):
             start = max(0, len(os.path.commonprefix(pair)) - 30)
             was, now_is = (line[start : start + 80].strip() for line in pair)
             if was != now_is:
-                return f"{name}: `{was}` was there, now `{now_is}`"
+                return f"{path}: `{was}` was there, now `{now_is}`"
     return None
+
+
+# ----------------------------------------------------------------------------------------------------------- experiment
+
+
+def option(text, default=MISSING, **limits):
+    """A field that is an option of the command line too, with its help; limits are `low` and `high`, or `choices`."""
+    return field(default=default, metadata={"help": text} | limits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,7 +340,6 @@ class Experiment:
     mean: float  # the network sees (image - mean) / std of images in [0, 1]
     std: float
     make_optimizer: Callable  # called with the `stn.STNClassifier`, returns its torch.optim.Optimizer
-    epochs: int  # to train for
     fill: float = 0.0  # value that the transformer samples outside the normalized image
     transformer: Callable = stn.SpatialTransformer  # a class, or what else is called like this one
     max_grad_norm: float | None = None  # bound of the norm of the whole gradient, by `clip_grad_norm_`
@@ -336,10 +348,11 @@ class Experiment:
     penalty: Callable | None = None  # called with `theta` (N, 2, 3) of a batch, returns a scalar to add to the loss
     drift: float | None = None  # target of a `stn.DriftLR` on the optimizer's first group, the localization net's
     variant: float | str | None = None  # what tells the runs of a script that makes several apart, a number or a word
-    dataset: str = "cluttered"  # the command line goes before this and what follows, and before `epochs`
-    digits: str = "auto"
-    limit: int = 60000
-    seed: int = 0
+    epochs: int = option("train up to this epoch", low=1, high=9999)
+    dataset: str = option("images to train and test on", "cluttered", choices=list(DATASETS))
+    digits: str = option("MNIST, or 5,000 of it", "auto", choices=["auto", "full", "embedded"])
+    limit: int = option("train on the first N images, test on N/6", 60000, low=384, high=60000)
+    seed: int = option("of initialization, shuffling and dropout", 0, low=0, high=99999)
 
     def normalize(self, images):
         """Turns uint8 (N, C, side, side) into the float32 batch that the network sees."""
@@ -350,11 +363,17 @@ class Experiment:
         return (batch * self.std + self.mean).clamp(0, 1)
 
     def settings(self):
-        """All that defines a run but its code, as JSON has it: a dict with the names of `SETTINGS`."""
+        """All that defines a run but its code and its images, as JSON has it."""
         network = make_network(self)
         given = vars(self) | {"experiment": self.name, "batch_size": BATCH_SIZE, "scheduler": network.scheduler}
         given["optimizer"] = describe_optimizer(network.optimizer, network.model)
-        return {name: describe(given[name]) for name in SETTINGS}
+        return {name: describe(given[name]) for name in SETTINGS if name != "data"}
+
+
+DEFAULTS = {each.name.removeprefix("make_"): each.default for each in fields(Experiment) if each.default is not MISSING}
+DEFAULTS = {name: describe(default) for name, default in DEFAULTS.items()}
+SETTINGS = "experiment", "mean", "std", "optimizer", *DEFAULTS, "batch_size", "data"
+TOLD_BY_CODE = "transformer", "scheduler", "penalty"  # in other words in runs from before their code was kept
 
 
 class Network(NamedTuple):
@@ -362,23 +381,18 @@ class Network(NamedTuple):
 
     model: stn.STNClassifier
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler | None
-    drift_lr: stn.DriftLR | None
-
-
-KNOBS = {field.name.removeprefix("make_"): field.default for field in fields(Experiment)}
-DEFAULTS = {name: describe(default) for name, default in KNOBS.items() if default is not MISSING}
-TOLD_BY_CODE = "transformer", "scheduler", "penalty"  # which older runs have in other words
-SETTINGS = ("experiment", *(name for name in KNOBS if name not in ("name", "title", "epochs")), "batch_size")
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+    drift_lr: stn.DriftLR | None = None
 
 
 def make_network(experiment, device="cpu", images=None):
     """Returns the `Network` of an experiment as it is before training.
 
-    `images` are those that it trains on, uint8 (N, C, side, side); without them it has no `stn.DriftLR`.
+    `images` are those that it trains on, uint8 (N, channels, side, side); without them it has no `stn.DriftLR`.
     """
     torch.manual_seed(10_000 * experiment.seed)
-    model = stn.STNClassifier(SIDES[experiment.dataset], experiment.fill, experiment.transformer)
+    dataset = DATASETS[experiment.dataset]
+    model = stn.STNClassifier(dataset.side, experiment.fill, experiment.transformer, dataset.channels)
     model.to(device, memory_format=torch.channels_last)
     optimizer, scheduler, drift_lr = experiment.make_optimizer(model), None, None
     if experiment.make_scheduler:
@@ -401,29 +415,19 @@ if platform.libc_ver()[0] == "glibc":  # else it returns a step's tensors to the
         ctypes.CDLL(None).mallopt(parameter, 2**30)
 
 
-def watch(model, batch, pixels):
-    """`stn.limit_motion` of the classifier's transformer, or a context without effect if `pixels` is None."""
-    return nullcontext() if pixels is None else stn.limit_motion(model.stn.theta, batch, model.stn, pixels)
-
-
 @torch.no_grad()
 def predict_theta(model, images):
     return stn.predict_in_eval_mode(model.stn.theta, images)
 
 
-def median_of(values):
-    """Their median, None if there are none."""
-    return float(np.median(values)) if len(values) else None
-
-
 def drift_figures(thetas):
     """What an epoch drifted over 64 steps, and over 16 and 256, by `theta` (N, 2, 3) before it and every 16 steps."""
     figures = {}
-    for name, steps in (("drift", 64), ("drift_16", 16), ("drift_256", 256)):
-        pairs = pairwise(thetas[:: steps // MOTION_EVERY])
-        drifts = [stn.drift(before, after).item() for before, after in pairs]
-        figures["stn/" + name] = median_of(drifts)
-        if name == "drift":
+    for name, steps in (("stn/drift", 64), ("stn/drift_16", 16), ("stn/drift_256", 256)):
+        windows = pairwise(thetas[:: steps // MEASURE_EVERY])
+        drifts = [stn.drift(before, after).item() for before, after in windows]
+        figures[name] = float(np.median(drifts)) if drifts else None
+        if name == "stn/drift":
             figures["stn/drift_max"] = max(drifts, default=None)
     return figures
 
@@ -437,39 +441,36 @@ def localization_rate(network):
 
 
 def train(experiment, network, images, labels):
-    """Trains for one epoch on uint8 images (N, 1, side, side) and their labels (N,).
+    """Trains for one epoch on uint8 images (N, channels, side, side) and their labels (N,).
 
     Returns the mean loss over the images, without the penalty; median and maximum of the steps' gradient norms before
     clipping (L2, of all weights), and the fraction of steps that were clipped; median and maximum of `stn.motion` of
-    every 16th step on its batch, and the fraction of steps that were shortened; median and maximum of `stn.drift` over
-    64 steps, from the epoch's first on, and its medians over 16 and 256 steps; the localization net's learning rate.
+    every 16th step on its batch, and the fraction of steps that were shortened; `drift_figures` of the first 64 images;
+    the localization net's learning rate.
     """
-    model, optimizer = network.model, network.optimizer
-    model.train()
+    model, optimizer = network.model.train(), network.optimizer
     total, norms, motions, shortened = torch.zeros((), device=images.device), [], [], 0
     followed = experiment.normalize(images[:DRIFT_IMAGES])
     thetas = [predict_theta(model, followed)]
     order = torch.randperm(len(images)).to(images.device)
-    for step, index in enumerate(tqdm(order.split(BATCH_SIZE), unit="batch", **BAR)):
+    for step, index in enumerate(tqdm(order.split(BATCH_SIZE), unit="batch", **BAR), start=1):
         batch = experiment.normalize(images[index])
         theta = model.stn.theta(batch)
         loss = F.cross_entropy(model.classifier(model.stn.sample(batch, theta)), labels[index])
         optimizer.zero_grad()
         (loss + experiment.penalty(theta) if experiment.penalty else loss).backward()
         norms.append(clip_grad_norm_(model.parameters(), experiment.max_grad_norm or math.inf))  # inf clips nothing
-        no_limit = math.inf if step % MOTION_EVERY == 0 else None  # that measures and does nothing else
-        with (
-            watch(model, batch, no_limit) as measured,
-            watch(model, batch[:LIMIT_IMAGES], experiment.max_motion) as limited,
-        ):
+        measured = step % MEASURE_EVERY == 1
+        before = predict_theta(model, batch) if measured else None
+        with limit(model, batch, experiment.max_motion) as limited:
             optimizer.step()
         if network.drift_lr:
             network.drift_lr.step()
         if measured:
-            motions.append(measured.motion)
+            motions.append(stn.motion(before, predict_theta(model, batch), batch.shape[2:]))
         if limited:
             shortened += limited.kept < 1
-        if (step + 1) % MOTION_EVERY == 0:
+        if step % MEASURE_EVERY == 0:
             thetas.append(predict_theta(model, followed))
         total += loss.detach() * len(index)  # no .item() here: it would wait for the device in every step
     norms, motions = (torch.stack(values).cpu().numpy() for values in (norms, motions))
@@ -483,6 +484,13 @@ def train(experiment, network, images, labels):
         "stn/limited": shortened / len(norms),
         "stn/rate": localization_rate(network),
     }
+
+
+def limit(model, batch, pixels):
+    """`stn.limit_motion` of the classifier's transformer, or a context without effect if `pixels` is None."""
+    if pixels is None:
+        return nullcontext()
+    return stn.limit_motion(model.stn.theta, batch[:LIMIT_IMAGES], model.stn, pixels)
 
 
 @torch.no_grad()
@@ -578,9 +586,10 @@ def draw_figure(experiment, model, images, title):
 def describe_epoch(row):
     """The line of an epoch on the terminal; a figure that was not measured is left out."""
     parts = [f"epoch {row['epoch']:3}  loss {row['train/loss']:.4g}, {row['test/loss']:.4g}"]
-    parts += [f"accuracy {row['test/accuracy']:.2f} %"]
-    figures = ("scale", 3), ("inside", 2), ("spread", 2), ("drift", 2), ("active", 2)
-    parts += [f"{name} {row['stn/' + name]:.{digits}g}" for name, digits in figures if row["stn/" + name] is not None]
+    parts.append(f"accuracy {row['test/accuracy']:.2f} %")
+    for name, digits in (("scale", 3), ("inside", 2), ("spread", 2), ("drift", 2), ("active", 2)):
+        if row["stn/" + name] is not None:
+            parts.append(f"{name} {row['stn/' + name]:.{digits}g}")
     return "  ".join([*parts, f"{row['time/epoch_seconds']:.0f} s"])
 
 
@@ -628,6 +637,7 @@ def summarize(history):
 
 def write(path, data):
     """Replaces a file as a whole: whatever happens meanwhile, what is found there later is the old file or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
     with open(beside, "wb") as file:
         file.write(data)
@@ -643,115 +653,129 @@ def write_state(path, state):
     write(path, buffer.getvalue())
 
 
-def load_state(path):
-    """Loads what `write_state` wrote, tensors to the CPU. Raises RunError if it cannot be loaded."""
+def load_state(path, *names):
+    """Loads what `write_state` wrote, tensors to the CPU. Raises RunError if it cannot be loaded or lacks a name."""
     data = io.BytesIO(path.read_bytes())
     try:
-        return torch.load(data, map_location="cpu", weights_only=True)
+        state = torch.load(data, map_location="cpu", weights_only=True)
+        return state | {name: state[name] for name in names}
     except Exception as error:  # torch raises whatever the damage leads to
-        what = "damaged, or with numbers that are not Python's (such as numpy's): put a whole one there"
-        raise RunError(f"{path} is of another format: {what}, or remove the folder to start afresh") from error
+        what = "damaged, or with numbers that are not Python's (such as numpy's)"
+        advice = "put a whole one there, or choose another --log-dir"
+        raise RunError(f"{path} is of another format: {what}: {advice}") from error
 
 
 class RunFolder:
     """What a run leaves, and how it is found again: history, figures, weights, TensorBoard's events, checkpoint.
 
-    Its `lock` keeps other processes out. Every file is replaced as a whole, and the checkpoint is the last of an epoch:
-    an epoch that did not get so far is done again, to the same end. A run that was begun with other settings is
-    refused, or with other code, see `read_code`; `facts`, a dict of what else is worth knowing, such as machine and
-    versions, may change.
+    Its `lock` keeps other processes out. Every file but the events is replaced as a whole, and the checkpoint is the
+    last of an epoch: an epoch that did not get so far is done again, to the same end. A run that was begun with other
+    settings or other code is refused; `facts`, a dict of what else is worth knowing, such as machine and versions, may
+    change.
     """
 
     def __init__(self, path, experiment, code, facts):
-        self.path, self.experiment, self.code, self.facts, self.history = path, experiment, code, facts, []
-        self.settings, self.saved = {}, None
+        self.path, self.experiment, self.code, self.facts = path, experiment, code, facts
+        self.settings, self.history, self.saved = experiment.settings(), [], None
         self.checkpoint, self.lock = path / "checkpoint.pt", FileLock(path / ".lock", timeout=0)
 
     def headline(self, history):
         """What the run is and where it stands, as the title of a figure."""
         digits = " (embedded digits)" if self.settings["digits"] == "embedded" else ""
         line = f"{self.path.name}{digits}: {self.experiment.title}, epoch {len(history)}"
-        line += f", accuracy {history[-1]['test/accuracy']:.2f} %" if history else ", before training"
-        return line + (f", COLLAPSED in epoch {collapsed(history)}" if collapsed(history[-1:]) else "")
-
-    def last_epoch(self):
-        """The epoch that the checkpoint is of, 0 if there is none. `history` may be behind it where a signal came."""
-        return load_state(self.checkpoint)["epoch"] if self.checkpoint.exists() else 0
+        if not history:
+            return f"{line}, before training"
+        line += f", accuracy {history[-1]['test/accuracy']:.2f} %"
+        return f"{line}, COLLAPSED in epoch {collapsed(history)}" if collapsed(history[-1:]) else line
 
     def restore(self):
         """Takes history, and digits for "auto", from the checkpoint, if there is one; `load` takes the rest.
 
-        A setting that an older run lacked had its default; the code that it lacked is not compared. Tables and GIF are
-        made again where they are lost or not whole. Raises RunError if the checkpoint is damaged or another run's.
+        Tables and GIF are made again where they are lost or not whole. Raises RunError if the checkpoint is damaged or
+        another run's.
         """
-        self.settings = self.experiment.settings()
         if not self.checkpoint.exists():
             return
-        self.saved = load_state(self.checkpoint)
-        with self.format_errors():
-            begun, code, cpu = DEFAULTS | self.saved["settings"], self.saved.get("code"), self.saved["cpu"]
-            if self.settings["digits"] == "auto":
-                self.settings["digits"] = begun["digits"]
-            compared = [name for name in self.settings if code or name not in TOLD_BY_CODE]
-            differs = [f"{n} was {begun[n]}, is {self.settings[n]}" for n in compared if begun[n] != self.settings[n]]
-            if code and not differs:
-                differs = filter(None, [changed_line(code, self.code)])
-            if differs := "; ".join(differs):
-                advice = "take that back, or choose another --log-dir"
-                raise RunError(f"{self.path} is another run's ({differs}): {advice}")
-            self.history = self.saved["history"]
-        self.facts["cpu"] = cpu if cpu.endswith(self.facts["cpu"]) else f"{cpu}, then {self.facts['cpu']}"
+        self.saved = load_state(self.checkpoint, "model", "optimizer", "settings", "history", "cpu")
+        begun, self.history = DEFAULTS | self.saved["settings"], self.saved["history"]
+        if self.settings["digits"] == "auto":
+            self.settings["digits"] = begun["digits"]
+        if difference := self.difference(begun, self.saved.get("code")):
+            advice = "take that back, or choose another --log-dir"
+            raise RunError(f"{self.path} is another run's ({difference}): {advice}")
+        self.settings["data"] = begun.get("data")
+        if self.saved["cpu"].split(", then ")[-1] != self.facts["cpu"]:
+            self.facts["cpu"] = f"{self.saved['cpu']}, then {self.facts['cpu']}"
+        else:
+            self.facts["cpu"] = self.saved["cpu"]
         if not all((self.path / name).exists() for name in ("metrics.csv", "run.json")):
             self.write_tables(self.history)
-        if self.figures():
-            self.write_gif()
+        if not (self.path / "progress.gif").exists():
+            self.write_gif(self.history)
+
+    def difference(self, begun, code):
+        """What sets this run apart from one that was begun with these settings and this code, as a text; or None.
+
+        Where an older run kept no code, that is not compared, nor are settings that the code tells.
+        """
+        for name, value in self.settings.items():
+            if begun[name] != value and (code or name not in TOLD_BY_CODE):
+                return f"{name} was {begun[name]}, is {value}"
+        return changed_line(code, self.code) if code else None
+
+    def check_images(self, checksum):
+        """Raises RunError if the run was begun on other images; those of an older run are not known."""
+        begun = self.settings.get("data")
+        if begun not in (None, checksum):
+            what = f"its images had the checksum {begun}, and have {checksum}"
+            raise RunError(f"{self.path} is another run's ({what}): put those back, or choose another --log-dir")
+        self.settings["data"] = checksum
 
     def load(self, network):
         """Loads the checkpoint that `restore` found, if there is one, into a network."""
         if self.saved:
-            with self.format_errors():
-                for name, part in network._asdict().items():
-                    if part:
-                        part.load_state_dict(self.saved[name])
-
-    @contextmanager
-    def format_errors(self):
-        try:
-            yield
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise RunError(f"{self.checkpoint} is of another format: replace it, or remove the folder") from error
+            for name, part in network._asdict().items():
+                if part:
+                    part.load_state_dict(self.saved[name])
 
     def open_events(self):
-        """Begins TensorBoard's events, or goes on with them after the last epoch, with the run's settings."""
-        now = int(time.time())
-        late = [path for path in sorted(self.path.glob("events.out.tfevents.*")) if int(path.name.split(".")[3]) >= now]
-        for number, path in enumerate(late, now - len(late)):  # TensorBoard reads them in the order of their names
-            path.rename(path.with_name(re.sub(r"\d+", f"{number:010}", path.name, count=1)))
-        self.writer = SummaryWriter(self.path, purge_step=len(self.history) + 1 if self.checkpoint.exists() else 0)
+        """Begins TensorBoard's events anew, with the run's settings and its history until now."""
+        earlier = list(self.path.glob("events.out.tfevents.*"))
+        self.writer = SummaryWriter(self.path)
         settings = {"title": self.experiment.title} | self.settings
         settings = {name: "none" if value is None else value for name, value in settings.items()}
         outcome = dict.fromkeys(("outcome/best_accuracy", "outcome/failed_in_epoch", "stn/scale"), 0)
         for summary in hparams(settings, outcome):  # add_hparams would make a run of its own
             self.writer.file_writer.add_summary(summary)
         rows = "".join(f"|{key}|{value}|\n" for key, value in (self.settings | self.facts).items())
-        self.writer.add_text("run", f"|setting|value|\n|-|-|\n{rows}", len(self.history))
+        self.writer.add_text("run", f"|setting|value|\n|-|-|\n{rows}")
+        if self.saved:
+            for epoch in range(len(self.history) + 1):
+                ago = sum(row["time/epoch_seconds"] for row in self.history[epoch:])
+                self.add_events(self.history[:epoch], time.time() - ago)
+        for path in earlier:
+            path.unlink()
 
-    def figures(self):
-        """The figures up to the last epoch; of more than `GIF_FRAMES`, evenly spaced ones and the last."""
-        paths = (self.path / "figures" / f"{epoch:03}.png" for epoch in range(len(self.history) + 1))
-        paths = [path for path in paths if path.exists()]
-        step = math.ceil(len(paths) / GIF_FRAMES) or 1
-        return paths[::-step][::-1]
+    def add_events(self, history, walltime):
+        """Adds what an epoch brought, the last of `history`, and its figure if it has one."""
+        epoch = len(history)
+        figure = self.path / "figures" / f"{epoch:03}.png"
+        if figure.exists():
+            self.writer.add_image("progress", imageio.imread(figure), epoch, walltime, dataformats="HWC")
+        summary = summarize(history)
+        outcome = {"outcome/best_accuracy": summary["best_accuracy"], "outcome/failed_in_epoch": summary["failed"]}
+        row = history[-1] if history else {}
+        for tag, value in (row | outcome).items():
+            if tag != "epoch" and value is not None:
+                self.writer.add_scalar(tag, value, epoch, walltime)
+        self.writer.flush()
 
-    def write_gif(self):
-        """Makes the GIF of the figures, an endless loop of half a second each, unless it is there and whole."""
-        path = self.path / "progress.gif"
-        first, *others = self.figures()
-        frames = (Image.fromarray(imageio.imread(figure)) for figure in others)
-        options = {"extension": ".gif", "duration": 500, "loop": 0, "save_all": True, "append_images": frames}
-        gif = imageio.imwrite("<bytes>", imageio.imread(first), **options)
-        if not path.exists() or path.read_bytes() != gif:
-            write(path, gif)
+    def write_gif(self, history):
+        """Makes the GIF of the figures up to the last epoch of `history`, an endless loop of half a second each."""
+        paths = (self.path / "figures" / f"{epoch:03}.png" for epoch in range(len(history) + 1))
+        first, *others = (Image.fromarray(imageio.imread(path)) for path in paths if path.exists())
+        options = {"extension": ".gif", "duration": 500, "loop": 0, "save_all": True, "append_images": others}
+        write(self.path / "progress.gif", imageio.imwrite("<bytes>", np.asarray(first), **options))
 
     def write_tables(self, history):
         """Writes metrics.csv, where what an epoch did not measure is an empty cell, and run.json."""
@@ -769,24 +793,15 @@ class RunFolder:
             figure = draw_figure(self.experiment, network.model, images, self.headline(history))
             write(self.path / "figures" / f"{epoch:03}.png", imageio.imwrite("<bytes>", figure, extension=".png"))
             write_state(self.path / "weights" / f"{epoch:03}.pt", network.model.state_dict())
-            self.writer.add_image("progress", figure, epoch, dataformats="HWC")
-        summary = summarize(history)
-        outcome = {"outcome/best_accuracy": summary["best_accuracy"], "outcome/failed_in_epoch": summary["failed"]}
-        row = history[-1] if history else {}
-        for tag, value in (row | outcome).items():
-            if tag != "epoch" and value is not None:
-                self.writer.add_scalar(tag, value, epoch)
-        self.writer.flush()
+            self.write_gif(history)
+        self.add_events(history, time.time())
         self.write_tables(history)
         states = {name: part.state_dict() for name, part in network._asdict().items() if part}
-        states |= {"history": history, "settings": self.settings, "cpu": self.facts["cpu"], "epoch": epoch}
-        states["code"] = self.code
+        states |= {"history": history, "settings": self.settings, "code": self.code, "cpu": self.facts["cpu"]}
         write_state(self.checkpoint, plain(states))
         if epoch == 0:
             load_state(self.checkpoint)  # now, and not once there are epochs to lose
         self.history = history
-        if images is not None:
-            self.write_gif()
 
 
 # ------------------------------------------------------------------------------------------------------------------ run
@@ -800,29 +815,28 @@ def parse_arguments(experiment, description):
     """Parses the command line; ends in one line on stderr and exit code 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         description=description,
-        epilog="The same command goes on where it stopped. To start afresh, remove the run's folder.",
+        epilog="The same command goes on where it stopped. To start afresh, choose another --log-dir.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (--help lists all options)\n")
     gpus = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
     devices = [*gpus, "cpu", "mps"] if torch.backends.mps.is_available() else [*gpus, "cpu"]
-    option = parser.add_argument
-    option("--epochs", type=int, default=experiment.epochs, help="train up to this epoch")
-    option("--seed", type=int, default=experiment.seed, help="of initialization, shuffling and dropout")
-    option("--device", choices=devices, default=devices[0], help="of those on this machine")
-    option("--data-dir", type=os.path.expanduser, default="data", help="folder of MNIST, downloaded into if need be")
-    option("--digits", choices=["auto", "full", "embedded"], default=experiment.digits, help="MNIST, or 5,000 of it")
-    option("--dataset", choices=list(SIDES), default=experiment.dataset, help="60 x 60, 28 x 28 or 120 x 120 pixels")
-    option("--limit", type=int, default=experiment.limit, help="train on the first N images, test on N/6")
-    option("--log-dir", type=os.path.expanduser, default=".", help="folder that run folders go into")
-    option("--stop-on-collapse", action="store_true", help="end the run once the transformer sees nothing but fill")
+    options = [each for each in fields(experiment) if each.metadata]
+    for each in options:
+        text, choices = each.metadata["help"], each.metadata.get("choices")
+        default = getattr(experiment, each.name)
+        parser.add_argument(f"--{each.name}", type=each.type, default=default, choices=choices, help=text)
+    add = parser.add_argument
+    add("--device", choices=devices, default=devices[0], help="of those on this machine")
+    add("--data-dir", type=os.path.expanduser, default="data", help="folder of MNIST, downloaded into if need be")
+    add("--log-dir", type=os.path.expanduser, default=".", help="folder that run folders go into")
+    add("--stop-on-collapse", action="store_true", help="end the run once the transformer sees nothing but fill")
     args = parser.parse_args()
-    if not re.fullmatch(r"[\w.+-]+", str(experiment.variant)):
-        parser.error(f"the variant should be a number or a word, and is {experiment.variant!r}")
-    for name, low, high in (("epochs", 1, 9999), ("seed", 0, 99999), ("limit", 384, 60000)):
-        if not low <= getattr(args, name) <= high:
-            parser.error(f"argument --{name}: {getattr(args, name)} is not from {low} to {high}")
+    for each in options:
+        value, low, high = getattr(args, each.name), each.metadata.get("low"), each.metadata.get("high")
+        if low is not None and not low <= value <= high:
+            parser.error(f"argument --{each.name}: {value} is not from {low} to {high}")
     return args
 
 
@@ -840,12 +854,17 @@ def describe_machine(device):
     return facts | {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
 
 
-def run_path(experiment, args):
+def run_path(script, experiment, log_dir):
     """The folder of a run: its name carries what is not the script's default, such as "_mnist_seed3_limit600"."""
-    parts = [experiment.name] if experiment.variant is None else [experiment.name, str(experiment.variant)]
-    parts += [args.dataset] * (args.dataset != experiment.dataset)
-    parts += [f"{name}{getattr(args, name)}" for name in ("seed", "limit") if vars(args)[name] != DEFAULTS[name]]
-    return Path(args.log_dir, "_".join(parts))
+    parts = [experiment.name]
+    if experiment.variant is not None:
+        parts.append(str(experiment.variant))
+    if experiment.dataset != script.dataset:
+        parts.append(experiment.dataset)
+    for name in ("seed", "limit"):
+        if getattr(experiment, name) != DEFAULTS[name]:
+            parts.append(f"{name}{getattr(experiment, name)}")
+    return Path(log_dir, "_".join(parts))
 
 
 def finished(history, args):
@@ -857,9 +876,7 @@ def run_epochs(folder, network, train_set, test_set, args):
     """Trains from the folder's last epoch, or from the start, to the end that was asked for."""
     experiment = folder.experiment
     folder.open_events()
-    for name, text in folder.code.items():
-        write(folder.path / "code" / name, text.encode())
-    if not folder.checkpoint.exists():
+    if not folder.saved:
         folder.save_epoch([], network, test_set[0])
     say(f"{folder.headline(folder.history)}, of {args.epochs}, on {folder.facts['device']}")
     begun = len(folder.history)
@@ -872,7 +889,6 @@ def run_epochs(folder, network, train_set, test_set, args):
             raise RunError(f"the loss is not finite in epoch {epoch}; {folder.path} keeps everything up to then")
         if network.scheduler:
             network.scheduler.step()
-
         history = [*folder.history, row]
         last = finished(history, args)
         folder.save_epoch(history, network, test_set[0] if last or epoch % FIGURE_EVERY == 0 else None)
@@ -889,8 +905,12 @@ def run(folder, args):
     folder.facts |= describe_machine(args.device)
     folder.restore()
     if not finished(folder.history, args):
-        chosen = folder.settings
-        *sets, chosen["digits"] = load_canvases(chosen["dataset"], args.data_dir, chosen["digits"], chosen["limit"])
+        asked = folder.settings
+        *sets, which, checksum = load_images(asked["dataset"], args.data_dir, asked["digits"], asked["limit"])
+        asked["digits"] = which
+        folder.check_images(checksum)
+        for path, text in folder.code.items():
+            write(folder.path / "code" / path, text.encode())
         train_set, test_set = ([tensor.to(args.device) for tensor in tensors] for tensors in sets)
         network = make_network(folder.experiment, args.device, train_set[0])
         folder.load(network)
@@ -904,35 +924,39 @@ def run(folder, args):
 # -------------------------------------------------------------------------------------------------- a script's one call
 
 
-def prepare_streams():
-    """Gives a closed stdout or stderr somewhere to write to, lets both show any letter, and warnings take one line."""
-    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's has not
-            stream.reconfigure(errors="backslashreplace")
-    warnings.showwarning = lambda message, *_: say(one_line(message), sys.stderr)
+def calling_script():
+    """The globals of the script that runs, or that `read_script` reads; it may call by another module. None without."""
+    frame = inspect.currentframe()
+    while frame := frame.f_back:
+        if frame.f_code.co_name == "<module>" and frame.f_globals["__name__"] in ("__main__", "<run_path>"):
+            return frame.f_globals
 
 
-def run_or_say_why_not(folder, args):
-    """Runs, and turns what a user can mend into a line on stderr and an exit code; what else is wrong passes."""
+def make_folder(script, experiments, args):
+    """Returns the `RunFolder` of the last of a script's experiments. Raises RunError if it has no name of its own."""
+    experiment = experiments[-1]
+    if not re.fullmatch(r"[\w.+-]+", str(experiment.variant)):
+        raise RunError(f"the variant should be a number or a word, and is {experiment.variant!r}")
+    if experiment.variant in [other.variant for other in experiments[:-1]]:
+        raise RunError(f"two of its runs have the variant {experiment.variant!r}: give each one of its own")
+    chosen = {each.name: getattr(args, each.name) for each in fields(experiment) if each.metadata}
+    chosen = replace(experiment, **chosen)
+    facts = {"title": experiment.title, "epochs": args.epochs, "stop_on_collapse": args.stop_on_collapse}
+    facts["data_dir"] = str(Path(args.data_dir).absolute())
+    return RunFolder(run_path(experiment, chosen, args.log_dir), chosen, read_code(script["__file__"]), facts)
 
-    def interrupt(signum, _):
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)  # one is enough
-        raise KeyboardInterrupt(signum)
 
-    for each in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(each) != signal.SIG_IGN:  # as a script starts jobs with &, which Ctrl-C is not for
-            signal.signal(each, interrupt)
+def run_or_say_why_not(script, experiments, args):
+    """Runs the last of a script's experiments; what a user can mend ends in a line on stderr and an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     threading.excepthook = lambda _: None  # TensorBoard's writer thread: flush() raises its errors again, here
     try:
-        for name in ("figures", "weights", "code"):
-            (folder.path / name).mkdir(parents=True, exist_ok=True)
+        folder = make_folder(script, experiments, args)
         with folder.lock:
             return run(folder, args)
-    except KeyboardInterrupt as stop:
-        say(f"stopped: the same command goes on after epoch {folder.last_epoch()}", sys.stderr)
-        sys.exit(128 + stop.args[0])
+    except KeyboardInterrupt:
+        say("stopped: the same command goes on after the last epoch that was shown", sys.stderr)
+        sys.exit(130)
     except RunError as error:
         message = str(error)
     except Timeout:
@@ -941,40 +965,28 @@ def run_or_say_why_not(folder, args):
             f"machine (it was killed where the file system has no flock), remove {folder.path}/.lock"
         )
     except OSError as error:
-        message = f"{error}: mend this, and the same command goes on after epoch {len(folder.history)}"
+        message = f"{error}: mend this, and the same command goes on after the last epoch that was shown"
     except RuntimeError as error:
         if args.device == "cpu" or not re.search("(CUDA|HIP|cuDNN) error|no kernel image|out of memory", str(error)):
             raise
         message = f"{args.device} cannot be used: {one_line(error)}: mend this, or use --device cpu"
-    say(f"{folder.experiment.name}.py: error: {message}", sys.stderr)
-    if folder.experiment.variant is None:
+    say(f"{Path(script['__file__']).name}: error: {message}", sys.stderr)
+    if experiments[-1].variant is None:
         sys.exit(1)
     atexit.register(os._exit, 1)  # the script's other runs come first
-
-
-def calling_script():
-    """The globals of the script that runs, or that `read_script` reads; it may call by another module."""
-    frame = inspect.currentframe()
-    while frame := frame.f_back:
-        if frame.f_code.co_name == "<module>" and frame.f_globals["__name__"] in ("__main__", "<run_path>"):
-            return frame.f_globals
 
 
 def run_experiment(**arguments):
     """Runs an experiment as the command line says. The one call of a script, which names the experiment.
 
     Takes the fields of `Experiment` but for its name. Where a script is read and not run (`read_script`) it is only
-    noted. Ends in a line on stderr, and exit code 2 for wrong arguments, 1 for what else a user can mend, 128 + signal.
+    noted. Ends in a line on stderr, and exit code 2 for wrong arguments, 1 for what else a user can mend, 130 where it
+    was stopped.
     """
     script = calling_script()
-    experiment = Experiment(name=Path(script["__file__"]).stem, **plain(arguments))
-    if script["__name__"] != "__main__":
-        script.setdefault("experiments", []).append(experiment)
-        return
-    prepare_streams()
-    args = parse_arguments(experiment, script["__doc__"])
-    chosen = {name: value for name, value in vars(args).items() if name in DEFAULTS}
-    facts = {"title": experiment.title, "epochs": args.epochs, "stop_on_collapse": args.stop_on_collapse}
-    facts["data_dir"] = str(Path(args.data_dir).absolute())
-    folder = RunFolder(run_path(experiment, args), replace(experiment, **chosen), read_code(script["__file__"]), facts)
-    run_or_say_why_not(folder, args)
+    if not script or "__file__" not in script:
+        sys.exit("error: run_experiment has to be called by a script, in a file: its name is the experiment's")
+    experiments = script.setdefault("experiments", [])
+    experiments.append(Experiment(name=Path(script["__file__"]).stem, **plain(arguments)))
+    if script["__name__"] == "__main__":
+        run_or_say_why_not(script, experiments, parse_arguments(experiments[-1], script["__doc__"]))

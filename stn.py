@@ -137,16 +137,16 @@ class STNClassifier(nn.Module):
     """A spatial transformer, and a small convolutional network that classifies what it returns.
 
     Args:
-        in_size, fill: see `SpatialTransformer`; the images are grey.
+        in_size, fill, channels: see `SpatialTransformer`.
         transformer: called like `SpatialTransformer`; its `out_size`, 16 pixels or more, is what the classifier sees.
     """
 
-    def __init__(self, in_size=60, fill=0.0, transformer=SpatialTransformer):
+    def __init__(self, in_size=60, fill=0.0, transformer=SpatialTransformer, channels=1):
         super().__init__()
-        self.stn = transformer(in_size, fill=fill)
+        self.stn = transformer(in_size, fill=fill, channels=channels)
         height, width = (((side - 4) // 2 - 4) // 2 for side in self.stn.out_size)  # of the last feature map
         self.classifier = nn.Sequential(
-            nn.Conv2d(1, 10, kernel_size=5),
+            nn.Conv2d(channels, 10, kernel_size=5),
             nn.MaxPool2d(2),
             nn.ReLU(),
             nn.Conv2d(10, 20, kernel_size=5),
@@ -161,7 +161,7 @@ class STNClassifier(nn.Module):
         )
 
     def forward(self, images):
-        """Returns the logits (N, 10) of images (N, 1, *in_size)."""
+        """Returns the logits (N, 10) of images (N, channels, *in_size)."""
         return self.classifier(self.stn(images))
 
 

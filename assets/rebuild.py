@@ -48,7 +48,7 @@ class SavedRun:
     def canvases(self, limit=60000):
         """Returns (images, labels) that it trained on, the first `limit` of them, and the same that it tested on."""
         run = self.run
-        *sets, _ = common.load_canvases(run["dataset"], run["data_dir"], run["digits"], min(limit, run["limit"]))
+        *sets, _, _ = common.load_images(run["dataset"], run["data_dir"], run["digits"], min(limit, run["limit"]))
         return sets
 
     def train_epoch(self, epoch, images, labels):

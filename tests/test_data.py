@@ -58,7 +58,7 @@ def test_a_canvas_is_the_recipe_written_out(embedded):
 def test_canvases_and_labels_are_those_of_the_digits_which_are_used_again(dataset, embedded):
     """Training and test canvases are each of a seed of their own, the same in every run."""
     images, labels = embedded
-    *sets, which = common.load_canvases(dataset, "nowhere", "embedded", 6600)
+    *sets, which, _ = common.load_images(dataset, "nowhere", "embedded", 6600)
     for (canvases, found), count, part, seed in zip(
         sets, (6600, 1100), (slice(4000), slice(4000, None)), (0, 1), strict=True
     ):

@@ -4,23 +4,22 @@ import csv
 import json
 import re
 import shutil
+import sys
 import time
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from conftest import files, read_metrics, run, write_script
+from conftest import ROOT, files, read_metrics, run, write_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 PLAIN = "--limit=384", "--dataset=mnist"
 NAME = "classification_experiment_1_mnist_limit384"
 SETTINGS = ("experiment", "variant", "mean", "std", "fill", "optimizer", "transformer", "max_grad_norm", "batch_size")
-SETTINGS += ("dataset", "digits", "limit", "seed", "max_motion", "scheduler", "penalty")
-SHOWN = ("scale", "inside", "spread", "motion", "active")
-TAGS = {*(f"stn/{name}" for name in SHOWN), "stn/motion_max", "stn/limited", "train/loss", "test/loss", "test/accuracy"}
-TAGS |= {"train/grad_norm", "train/grad_norm_max", "train/clipped", "time/epoch_seconds"}
+SETTINGS += ("dataset", "digits", "limit", "seed", "max_motion", "scheduler", "penalty", "drift", "data")
+SHOWN = "scale", "inside", "spread", "active"
 
 
 # ------------------------------------------------------------------------------------------------------ files and lines
@@ -30,11 +29,12 @@ def test_a_run_writes_what_it_says(whole_run):
     paths = (str(path.relative_to(whole_run.folder)) for path in whole_run.folder.rglob("*") if path.is_file())
     written = {re.sub(r"tfevents\..*", "tfevents", path) for path in paths}
     series = {path.format(epoch) for epoch in ("000", "005", "007") for path in ("figures/{}.png", "weights/{}.pt")}
-    assert (
-        written == {"events.out.tfevents", "metrics.csv", "progress.gif", "checkpoint.pt", "run.json", ".lock"} | series
-    )
+    series |= {"events.out.tfevents", "metrics.csv", "progress.gif", "checkpoint.pt", "run.json", ".lock"}
+    assert written == series | {"code/classification_experiment_1.py"}
+    script = ROOT / "classification_experiment_1.py"
+    assert (whole_run.folder / "code" / script.name).read_text() == script.read_text()
     metrics, run_json = read_metrics(whole_run.folder), json.loads((whole_run.folder / "run.json").read_text())
-    assert metrics["epoch"].tolist() == [1, 2, 3, 4, 5, 6, 7] and set(metrics.dtype.names) == {"epoch", *TAGS}
+    assert metrics["epoch"].tolist() == [1, 2, 3, 4, 5, 6, 7]
     best = metrics["test/accuracy"].argmax()
     assert run_json["best_accuracy"] == metrics["test/accuracy"][best] and run_json["best_epoch"] == best + 1
     assert run_json["last_accuracy"] == metrics["test/accuracy"][-1] and run_json["epoch"] == 7
@@ -42,7 +42,7 @@ def test_a_run_writes_what_it_says(whole_run):
     assert run_json["torch"] == torch.__version__ and run_json["digits"] == "embedded" and run_json["device"] == "cpu"
     assert f"best accuracy {run_json['best_accuracy']:.4g}, best epoch {best + 1}" in whole_run.out
     with open(whole_run.folder / "metrics.csv", newline="") as file:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        rows = [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
     assert rows == torch.load(whole_run.folder / "checkpoint.pt", weights_only=True)["history"]
 
 
@@ -61,8 +61,9 @@ def test_the_line_of_an_epoch_shows_the_figures_that_were_measured(whole_run):
 def test_tensorboard_reads_what_metrics_csv_holds(whole_run):
     events = EventAccumulator(str(whole_run.folder)).Reload()
     metrics = read_metrics(whole_run.folder)
-    assert set(events.Tags()["scalars"]) == {*TAGS, "outcome/best_accuracy"}
-    for tag in TAGS:
+    tags = {tag for tag in metrics.dtype.names if np.isfinite(metrics[tag]).all()} - {"epoch"}
+    assert set(events.Tags()["scalars"]) == {*tags, "outcome/best_accuracy"} and len(tags) > 10
+    for tag in tags:
         assert [event.step for event in events.Scalars(tag)] == metrics["epoch"].tolist()
         assert np.array_equal([event.value for event in events.Scalars(tag)], metrics[tag].astype(np.float32))
     best = np.maximum.accumulate(metrics["test/accuracy"])
@@ -87,7 +88,7 @@ def test_tensorboard_shows_all_epochs_though_the_clock_went_back(short_run, log_
         assert run(log_dir, *PLAIN, f"--epochs={epochs}", before=at_another_time).code == 0
     events = EventAccumulator(str(folder)).Reload()
     assert [event.step for event in events.Scalars("test/accuracy")] == [1, 2, 3, 4]
-    assert len(list(folder.glob("events*"))) == 3
+    assert len(list(folder.glob("events*"))) == 1
 
 
 def test_tensorboard_lists_the_run_with_its_settings_and_what_it_compares_runs_by(whole_run):
@@ -104,38 +105,95 @@ def test_tensorboard_lists_the_run_with_its_settings_and_what_it_compares_runs_b
 # ------------------------------------------------------------------------------------------------------------- settings
 
 OWN = """
+from functools import partial
+
+from bounds import SMALL
 from stn import SpatialTransformer
 
 
 class Base(SpatialTransformer):
+    @staticmethod
+    def shrink(theta):
+        return theta * 0.5
+
     def sample(self, images, theta):
-        return super().sample(images, theta * 0.5)  # half
+        return super().sample(images, self.shrink(theta))
 
 
 class Own(Base):
-    half = 2
+    @property
+    def half(self):
+        return 2
 
 
-run_experiment(
-    title="own", mean=0.1307, std=1, epochs=1, transformer=Own, max_grad_norm=1,
-    make_optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.01),
-    make_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.9**epoch),
-    penalty=lambda theta, weight=0.1: weight * theta.square().mean(),
-)
+class Step(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+class Weighted:
+    def __init__(self, weight):
+        self.weight = weight
+
+    def __call__(self, theta):
+        return self.weight * theta.square().mean()
+
+
+def helper(value, *, offset=0):
+    return value + offset
+
+
+FACTOR = 0.9
+
+
+for rate in (0.01,):
+    run_experiment(
+        title="own", mean=0.1307, std=1, epochs=1, transformer=partial(Own, slope=helper(0)), max_grad_norm=1,
+        make_optimizer=lambda model: Step(model.parameters(), lr=rate),
+        make_scheduler=lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 3], gamma=FACTOR),
+        penalty=lambda theta, weighted=Weighted(SMALL): (
+            weighted(theta) * 1
+        ),
+    )
 """
-ALL = "model.parameters(), lr=0.01"
+ALL = "model.parameters(), lr=rate"
 RATES = '[{"params": model.stn.parameters(), "lr": 0.001}, {"params": model.classifier.parameters()}], lr=0.01'
 CHANGES = {  # of a script, each of which makes its run another: old, new, and what is said of it
-    "rate": (ALL, "model.parameters(), lr=0.02", "optimizer was SGD(lr=0.01), is SGD(lr=0.02)"),
-    "nesterov": (ALL, f"{ALL}, momentum=0.9, nesterov=True", "is SGD(lr=0.01, momentum=0.9, nesterov=True)"),
-    "held": (ALL, "model.stn.parameters(), lr=0.01", "is SGD(lr=0.01 on stn)"),
-    "rates": (ALL, RATES, "is SGD(lr=0.001 on stn; lr=0.01 on classifier)"),
+    "rate": (ALL, "model.parameters(), lr=0.02", "optimizer was Step(lr=0.01), is Step(lr=0.02)"),
+    "rate, in the loop": ("(0.01,)", "(0.02,)", "optimizer was Step(lr=0.01), is Step(lr=0.02)"),
+    "nesterov": (ALL, f"{ALL}, momentum=0.9, nesterov=True", "is Step(lr=0.01, momentum=0.9, nesterov=True)"),
+    "held": (ALL, "model.stn.parameters(), lr=rate", "is Step(lr=0.01 on stn)"),
+    "rates": (ALL, RATES, "is Step(lr=0.001 on stn; lr=0.01 on classifier)"),
     "mean": ("mean=0.1307", "mean=0", "mean was 0.1307, is 0"),
-    "a base of the class": ("theta * 0.5", "theta * 0.25", "transformer was class Own"),
-    "a number that the class holds": ("half = 2", "half = 3", "half = 2"),
-    "a default of the penalty": ("weight=0.1", "weight=0.2", "penalty was"),
-    "a schedule's function": ("0.9**epoch", "0.8**epoch", "scheduler was make_scheduler=lambda"),
+    "drift": ("max_grad_norm=1,", "max_grad_norm=1, drift=0.1,", "drift was None, is 0.1"),
+    "slope": ("helper(0)", "helper(0.1)", "transformer was Own(slope=0), is Own(slope=0.1)"),
+    "a static method of a base": ("theta * 0.5", "theta * 0.25", "now `return theta * 0.25`"),
+    "a property": ("return 2", "return 3", "`return 2` was there, now `return 3`"),
+    "an optimizer's step": ("super().step(closure)", "super().step(None)", "step(closure)` was there, now"),
+    "a keyword-only default": ("offset=0", "offset=False", "offset=False"),
+    "a constant": ("FACTOR = 0.9", "FACTOR = 0.90 * 1", "`FACTOR = 0.9` was there, now `FACTOR = 0.9 * 1`"),
+    "a schedule's number": ("FACTOR = 0.9", "FACTOR = 0.8", "MultiStepLR(gamma=0.8, last_epoch=0)"),
+    "a scheduler's list": ("[2, 3]", "[2, 4]", "[2, 3]"),
+    "a callable's argument": ("Weighted(SMALL)", "Weighted(2 * SMALL)", "Weighted(SMALL)"),
+    "a lambda's second line": ("* 1", "* 2", "* 1"),
 }
+
+
+def write_own(folder, text, small="0.1", name="bounds"):
+    """OWN, or what became of it, and the module beside it that it takes a number from."""
+    write_script(folder, text)
+    (folder / f"{name}.py").write_text(f"SMALL = {small}\n")
+    return folder
+
+
+def import_afresh(root):
+    """As in a new process: a fork of the tests' may hold another module of that name."""
+    sys.modules.pop("bounds", None)
+    sys.path.insert(0, str(root))
+
+
+def run_own(log_dir, root, *options):
+    return run(log_dir, *PLAIN, *options, root=root, before=lambda: import_afresh(root))
 
 
 @pytest.fixture(scope="module")
@@ -143,27 +201,88 @@ def own_run(tmp_path_factory):
     """A finished run of a script of a user's own, on plain digits; its log folder."""
     path = tmp_path_factory.mktemp("own")
     (path / "runs").mkdir()
-    assert run(path / "runs", *PLAIN, root=write_script(path, OWN)).code == 0
+    ended = run_own(path / "runs", write_own(path, OWN))
+    assert ended.code == 0, ended.err
     return path / "runs"
+
+
+def check_refused(refused, log_dir, said):
+    assert refused.code == 1 and refused.out == "" and refused.err.count("\n") == 1, refused.err
+    assert f"{log_dir / NAME} is another run's (" in refused.err and said in refused.err, refused.err
+    assert "take that back, or choose another --log-dir" in refused.err and "remove" not in refused.err
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_run_begun_with_other_settings_is_refused_in_a_line_with_old_and_new(own_run, tmp_path, change):
     (old, new, said), kept = CHANGES[change], files(own_run)
     assert OWN.count(old) == 1
-    refused = run(own_run, *PLAIN, "--epochs=2", root=write_script(tmp_path, OWN.replace(old, new)))
-    assert refused.code == 1 and refused.out == "" and refused.err.count("\n") == 1, refused.err
-    assert f"{own_run / NAME} is another run's (" in refused.err and said in refused.err
-    assert "remove it, or choose another --log-dir" in refused.err and files(own_run) == kept
+    check_refused(run_own(own_run, write_own(tmp_path, OWN.replace(old, new)), "--epochs=2"), own_run, said)
+    assert files(own_run) == kept
 
 
-def test_comments_do_not_make_a_run_another(own_run, tmp_path):
-    text = OWN.replace("# half", "# a half").replace(".mean(),", ".mean(),  # small")
-    kept = files(own_run)
-    again = run(own_run, *PLAIN, root=write_script(tmp_path, text))
-    assert again.code == 0 and "finished: epoch 1" in again.out and files(own_run) == kept, again.err
+def test_a_run_begun_with_another_module_beside_the_script_is_refused(own_run, tmp_path):
+    refused = run_own(own_run, write_own(tmp_path, OWN, small="0.2"), "--epochs=2")
+    check_refused(refused, own_run, "bounds.py: `SMALL = 0.1` was there, now `SMALL = 0.2`")
 
 
+SAME = {  # of a script, none of which makes its run another
+    "a comment": ("theta * 0.5", "theta * 0.5  # half"),
+    "layout, as black has it": ("weighted(theta) * 1\n", "weighted(\n            theta\n            ) * 1\n"),
+    "a docstring": ("return self.weight", '"""Weighs."""\n        return self.weight'),
+    "the title": ('title="own"', 'title="mine"'),
+    "the epochs": ("epochs=1", "epochs=2"),
+    "a sweep's values": ("(0.01,)", "(0.01,)[:2]"),
+}
+
+
+@pytest.mark.parametrize("change", SAME)
+def test_what_does_not_define_a_run_does_not_make_it_another(own_run, log_dir, tmp_path, change):
+    old, new = SAME[change]
+    assert OWN.count(old) == 1
+    shutil.copytree(own_run / NAME, log_dir / NAME)
+    again = run_own(log_dir, write_own(tmp_path / "scripts", OWN.replace(old, new)), "--epochs=2")
+    assert again.code == 0 and "finished: epoch 2" in again.out, again.err
+
+
+def test_a_sweep_can_be_given_one_more_value(log_dir, tmp_path):
+    for rates, count in (("[0.1]", 1), ("[0.1, 0.2]", 2)):
+        root = write_script(tmp_path / "scripts", SWEEP.replace("RATES", rates))
+        ended = run(log_dir, *PLAIN, root=root)
+        assert ended.code == 0 and len(list(log_dir.iterdir())) == count, ended.err
+
+
+def test_two_runs_of_a_script_need_variants(log_dir, tmp_path):
+    """The first run is there, and stays; no advice may lead to its removal."""
+    root = write_script(tmp_path / "scripts", SWEEP.replace("RATES", "[0.1, 0.2]").replace("variant=rate, ", ""))
+    ended = run(log_dir, *PLAIN, root=root)
+    assert ended.code == 1 and ended.err.count("\n") == 1 and "give each one of its own" in ended.err, ended.err
+    assert json.loads((log_dir / NAME / "run.json").read_text())["epoch"] == 1
+
+
+def test_an_experiment_may_be_made_in_another_module_which_is_part_of_what_it_is(log_dir, tmp_path):
+    root = write_script(tmp_path / "scripts", "from maker import make\n\nmake(0.1)\n")
+    for mean, code in (("0.5", 0), ("0.5 * 1", 1)):
+        text = f"import torch\nfrom common import run_experiment\n\n\ndef make(rate):\n    mean = {mean}\n"
+        text += "    run_experiment(title='made', mean=mean, std=1, epochs=1, make_optimizer=lambda model: "
+        (root / "maker.py").write_text(text + "torch.optim.SGD(model.parameters(), lr=rate))\n")
+
+        def afresh():
+            sys.modules.pop("maker", None)
+            sys.path.insert(0, str(root))
+
+        ended = run(log_dir, *PLAIN, root=root, before=afresh)
+        assert ended.code == code, ended.err
+    assert "maker.py: `mean = 0.5` was there, now `mean = 0.5 * 1`" in ended.err
+    assert (log_dir / NAME / "code" / "maker.py").exists()
+
+
+SWEEP = """
+for rate in RATES:
+    run_experiment(
+        title=f"rate {rate}", mean=0.5, std=0.25, epochs=1, variant=rate, make_optimizer=lambda model, rate=rate:
+        torch.optim.SGD(model.parameters(), lr=rate),
+    )
+"""
 NUMPY = """
 for rate in np.geomspace(0.001, 0.1, 3):
     run_experiment(

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 
 import pytest
 import torch
@@ -85,44 +84,6 @@ def test_wrong_arguments_end_in_one_line_and_exit_code_2(monkeypatch, capsys, op
 # ------------------------------------------------------------------------------------------------------ what is printed
 
 
-class Notebook:
-    """A stream without reconfigure and descriptor, as those of IPython's kernel."""
-
-    def __init__(self, file):
-        self.write, self.flush, self.isatty = file.write, file.flush, lambda: False
-
-
-def to_a_notebook():
-    sys.stdout, sys.stderr = Notebook(sys.stdout), Notebook(sys.stderr)
-
-
-def to_nowhere():
-    sys.stdout, sys.stderr = None, None  # as with >&- 2>&-
-
-
-def in_ascii():
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="ascii", errors="strict")
-
-
-def to_a_reader_that_has_ended():
-    reader, writer = os.pipe()
-    os.close(reader)
-    sys.stdout = open(writer, "w")
-
-
-PRINTED = {to_a_notebook: "Läufe", in_ascii: "L\\xe4ufe", to_nowhere: "", to_a_reader_that_has_ended: ""}
-
-
-@pytest.mark.parametrize("where", PRINTED)
-def test_a_run_goes_to_its_end_whoever_reads_what_it_prints(tmp_path, where):
-    log_dir = tmp_path / "Läufe"
-    log_dir.mkdir()
-    ended = run(log_dir, *SHORT, "--epochs=1", before=where)
-    assert ended.code == 0 and ended.err == "" and PRINTED[where] in ended.out
-    assert ("finished: epoch 1" in ended.out) == bool(PRINTED[where]) and len(read_metrics(log_dir / NAME)) == 1
-
-
 def test_what_was_started_with_ctrl_c_ignored_ignores_it(log_dir):
     """As a shell starts jobs."""
     process = start(log_dir, *SHORT, "--epochs=3", before=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
@@ -168,20 +129,6 @@ def test_of_errors_on_a_gpu_those_of_the_device_are_a_line_and_others_pass(log_d
     assert run_json["device"] == "cuda (made up)" and run_json["cpu"].startswith("made up, ")
 
 
-def test_a_warning_of_the_driver_is_a_line_and_the_run_is_on_the_cpu(log_dir, monkeypatch):
-    message = "CUDA initialization: The NVIDIA driver on your system is too old (found version 9010).\nPlease update it"
-
-    def is_available():
-        warnings.warn(message, stacklevel=2)
-        return False
-
-    ended = run(
-        log_dir, *SHORT, "--epochs=1", before=lambda: monkeypatch.setattr(torch.cuda, "is_available", is_available)
-    )
-    assert ended.code == 0 and set(ended.err.splitlines()) == {" ".join(message.split())}
-    assert ", of 1, on cpu\n" in ended.out
-
-
 def test_a_device_needs_no_float64():
     """Apple's has none (simulated: no operation may take or make a tensor of it)."""
 
@@ -193,7 +140,7 @@ def test_a_device_needs_no_float64():
             assert not (torch.is_tensor(out) and out.dtype == torch.float64), function
             return out
 
-    (images, labels), _, _ = common.load_canvases("mnist", "nowhere", "embedded", 384)
+    (images, labels), *_ = common.load_images("mnist", "nowhere", "embedded", 384)
     limited = experiment(dataset="mnist", max_motion=0.1, max_grad_norm=1, fill=-0.4)
     network = common.make_network(limited)
     with NoFloat64():
