@@ -247,6 +247,17 @@ def predict_in_eval_mode(predict, images):
     return theta.clone()
 
 
+def check_schedule(optimizer, images, target, every, group):
+    if not 0 < target < math.inf:
+        raise ValueError(f"target is {target}, but should be a drift over 0, such as 0.035")
+    if not every >= 1:
+        raise ValueError(f"every is {every}, but should be a number of steps from 1 on")
+    if len(images) == 0:
+        raise ValueError("images are empty, but should be some of the training set, such as 64")
+    if not 0 <= group < len(optimizer.param_groups):
+        raise ValueError(f"the optimizer has no parameter group {group}, but {len(optimizer.param_groups)}, from 0 on")
+
+
 class DriftLR:
     """Sets the localization net's learning rate by how far its region drifts: a rate that need not be found.
 
@@ -279,16 +290,15 @@ class DriftLR:
     """
 
     def __init__(self, optimizer, predict, images, target=0.035, every=64, group=0):
-        if not 0 < target < math.inf:
-            raise ValueError(f"target is {target}, but should be a drift over 0, such as 0.035")
-        if len(images) == 0:
-            raise ValueError("images are empty, but should be some of the training set, such as 64")
+        check_schedule(optimizer, images, target, every, group)
         self.optimizer, self.predict, self.images = optimizer, predict, images.clone()
         self.target, self.every, self.group = target, every, group
-        self.check_group()
         self.before = self.theta()
+        if not self.before.isfinite().all():
+            raise ValueError("theta is not finite for these images")
         if not torch.equal(self.before, self.theta()):
             raise ValueError("predict returns another theta each time: put all that is random in it into eval mode")
+        self.check_group()
         self.drift, self.steps, self.idle = None, 0, 0
         self.rate = float(self.param_group.get("initial_lr", self.param_group["lr"])) / 100
         self.add_hooks()
@@ -342,7 +352,7 @@ class DriftLR:
         ceiling = float(self.param_group["lr"])
         limited = self.rate >= ceiling
         if factor < 1 or not limited:
-            self.rate = min(factor * min(self.rate, ceiling), ceiling)
+            self.rate = factor * min(self.rate, ceiling)
         untouched = ceiling == self.param_group.get("initial_lr", ceiling)  # by a schedule, which may end at 0
         self.idle = self.idle + 1 if limited and untouched and self.drift < self.target / 10 else 0
         if self.idle == 20:

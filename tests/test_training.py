@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, experiment, read_metrics, run
+from conftest import ROOT, experiment, read_metrics, result, run
 
 import common
 import stn
@@ -159,6 +159,35 @@ def test_motion_is_that_of_every_sixteenth_step_on_its_batch_before_and_after_it
     assert row["stn/motion_max"] == pytest.approx(max(motions), rel=1e-3) and row["stn/limited"] == 0
 
 
+def test_drift_is_that_of_the_first_64_images_over_windows_of_64_steps_that_begin_with_the_epoch(digits):
+    """Against the loop written out, on 130 batches of 8; in eval mode, and without a trace in the run."""
+    images, labels = (part[:1040] for part in digits)
+    fast = experiment(dataset="mnist")
+    network = common.make_network(fast)
+    plain = copy.deepcopy(network.model)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.01)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(common, "BATCH_SIZE", 8)
+    torch.manual_seed(5)
+    row = common.train(fast, network, images, labels)
+    monkeypatch.undo()
+    torch.manual_seed(5)
+    followed, thetas = (images[:64].float() / 255 - 0.1307) / 0.3081, []
+    for index in torch.randperm(1040).split(8):
+        thetas.append(plain.eval().stn.theta(followed).detach())
+        batch = (images[index].float() / 255 - 0.1307) / 0.3081
+        optimizer.zero_grad()
+        F.cross_entropy(plain.train()(batch), labels[index]).backward()
+        optimizer.step()
+    assert len(thetas) == 130
+    for name, steps in (("", 64), ("_16", 16)):
+        pairs = [(thetas[i], thetas[i + steps]) for i in range(0, 130 - steps, steps)]
+        drifts = [(stn.motion(*pair, 1) / stn.scale(pair[1])).item() for pair in pairs]
+        assert row["stn/drift" + name] == pytest.approx(np.median(drifts), rel=1e-3) and len(drifts) == 128 // steps
+        assert name or row["stn/drift_max"] == pytest.approx(max(drifts), rel=1e-3)
+    assert row["stn/drift_256"] is None and row["stn/rate"] == 0.01
+
+
 def test_a_limited_run_learns_and_no_step_goes_further(log_dir):
     assert run(log_dir, "--limit=3840", "--epochs=2", "--dataset=mnist", number=21).code == 0
     metrics = read_metrics(log_dir / "classification_experiment_21_mnist_limit3840")
@@ -263,6 +292,21 @@ def test_a_stopped_run_with_a_schedule_and_optimizer_state_ends_with_the_same_nu
     (group,) = states[0]["optimizer"]["param_groups"]
     assert group["lr"] == pytest.approx(0.001 * (1 + np.cos(np.pi * 3 / 100)) / 2, rel=1e-9)
     assert "CosineAnnealingLR(T_max=100" in states[0]["settings"]["scheduler"]
+
+
+def test_a_stopped_run_whose_rate_follows_the_drift_ends_with_the_same_numbers(log_dir, tmp_path):
+    """Experiment 36's; 100 steps an epoch, so that it ends within a window."""
+    halves = tmp_path / "halves" / "runs"
+    halves.mkdir(parents=True)
+    options = "--limit=6400", "--dataset=mnist"
+    for folder, epochs in ((log_dir, 2), (halves, 1), (halves, 2)):
+        assert run(folder, *options, f"--epochs={epochs}", number=36).code == 0
+    for name in ("adam", "sgd", "momentum"):
+        name = f"classification_experiment_36_{name}_mnist_limit6400"
+        assert result(log_dir / name) == result(halves / name)
+        states = [common.load_state(folder / name / "checkpoint.pt")["drift_lr"] for folder in (log_dir, halves)]
+        assert states[0].pop("before").equal(states[1].pop("before")) and states[0] == states[1]
+        assert states[0]["steps"] == 200 and read_metrics(log_dir / name)["stn/rate"][-1] == states[0]["rate"]
 
 
 def test_a_run_of_an_older_format_goes_on_and_what_it_did_not_measure_is_an_empty_cell(short_run, log_dir):

@@ -1,0 +1,338 @@
+"""How far the region drifts, and a learning rate that follows it."""
+
+import copy
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
+
+from stn import DriftLR, STNClassifier, drift
+
+EYE = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+RIGHT = torch.tensor([[0.0, 0, 1], [0, 0, 0]])
+IMAGES = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("zoom", [1, 0.25])
+def test_drift_is_the_movement_of_a_sampled_grid_over_the_side_of_its_region(zoom):
+    before, after = torch.randn(2, 10, 2, 3, generator=torch.Generator().manual_seed(0)) * zoom
+    grids = [F.affine_grid(theta.double(), [10, 1, 200, 200], align_corners=False) for theta in (before, after)]
+    moved = ((grids[1] - grids[0]) / 2).square().sum(dim=3).mean().sqrt()  # of the image's side, which is 2
+    areas = after[:, 0, 0] * after[:, 1, 1] - after[:, 0, 1] * after[:, 1, 0]
+    assert drift(before, after).item() == pytest.approx((moved / areas.abs().sqrt().mean()).item(), rel=1e-4)
+
+
+def test_drift_is_the_same_for_a_region_that_is_as_much_smaller_as_its_movement():
+    before, after = EYE[None], EYE[None] + 0.2 * RIGHT
+    assert drift(before, after).item() == pytest.approx(0.1)  # 0.2 of a side of 2
+    assert drift(0.3 * before, 0.3 * after).item() == pytest.approx(0.1)
+
+
+# ------------------------------------------------------------------------------------------- a network that is made up
+
+
+class Shift(nn.Module):
+    """Looks `gain` times its weight to the right; its loss is the weight, so that SGD moves it by the rate a step."""
+
+    def __init__(self, gain=1.0):
+        super().__init__()
+        self.weight, self.gain = nn.Parameter(torch.zeros(())), gain
+
+    def forward(self, images):
+        return (EYE + self.gain * self.weight * RIGHT).expand(len(images), 2, 3)
+
+
+def steered(gain=1.0, lr=1.0, **options):
+    net = Shift(gain)
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+    return net, optimizer, DriftLR(optimizer, net, IMAGES, **options)
+
+
+def descend(net, optimizer):
+    """One step of the optimizer; returns the rate that it was made with."""
+    before = net.weight.item()
+    net.weight.grad = torch.ones(())
+    optimizer.step()
+    return before - net.weight.item()
+
+
+def windows(net, optimizer, schedule, count):
+    """The drift and the rate of each of `count` windows."""
+    seen = []
+    for _ in range(count):
+        rates = []
+        for _ in range(schedule.every):
+            rates.append(descend(net, optimizer))
+            schedule.step()
+        assert max(rates) == pytest.approx(min(rates), rel=1e-3)
+        seen.append((schedule.drift, rates[0]))
+    return seen
+
+
+@pytest.mark.parametrize("gain", [0.03, 30])
+def test_a_drift_that_is_proportional_to_the_rate_is_brought_to_the_target_and_stays(gain):
+    """From a hundredth of the group's rate, too small or too large, by factors of 1/4 to 2."""
+    net, optimizer, schedule = steered(gain, target=0.05)
+    seen = windows(net, optimizer, schedule, 12)
+    assert seen[0][1] == pytest.approx(0.01)
+    for (moved, rate), (_, following) in zip(seen, seen[1:], strict=False):
+        assert moved == pytest.approx(rate * 64 * gain / 2, rel=1e-3)
+        assert following == pytest.approx(rate * min(max(0.05 / moved, 0.25), 2), rel=1e-3)
+    assert [moved for moved, _ in seen[-5:]] == pytest.approx([0.05] * 5, rel=1e-2)
+    assert optimizer.param_groups[0]["lr"] == 1
+
+
+def test_other_windows_and_other_groups():
+    net, other = Shift(), nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([{"params": [other], "lr": 0.5}, {"params": net.parameters(), "lr": 1.0}])
+    schedule = DriftLR(optimizer, net, IMAGES, target=0.05, every=5, group=1)
+    other.grad = torch.ones(())
+    seen = windows(net, optimizer, schedule, 12)
+    assert seen[-1] == pytest.approx((0.05, 0.05 / 5 * 2), rel=1e-2) and other.item() == pytest.approx(-0.5 * 60)
+
+
+def test_the_rate_never_exceeds_the_groups_own():
+    net, optimizer, schedule = steered(gain=1e-4, lr=0.1)
+    rates = [rate for _, rate in windows(net, optimizer, schedule, 10)]
+    assert rates == pytest.approx([0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.1, 0.1, 0.1], rel=1e-3)
+
+
+SCHEDULES = {
+    "cosine": lambda optimizer: CosineAnnealingLR(optimizer, T_max=9),
+    "one cycle": lambda optimizer: OneCycleLR(optimizer, max_lr=2.0, total_steps=10, cycle_momentum=False),
+    "warm-up from 0": lambda optimizer: LambdaLR(optimizer, lambda window: window / 9),
+}
+
+
+@pytest.mark.parametrize("which", SCHEDULES)
+def test_another_schedule_sets_the_ceiling_and_is_not_disturbed(which):
+    """Drift is too small throughout, and then too large; at a ceiling of 0 the rate is not lost."""
+    alone = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
+    undisturbed, wanted = SCHEDULES[which](alone), []
+    net = Shift(gain=1e-4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    schedule, beside = DriftLR(optimizer, net, IMAGES), SCHEDULES[which](optimizer)
+    for _ in range(9):
+        ceiling = alone.param_groups[0]["lr"]
+        ((_, rate),) = windows(net, optimizer, schedule, 1)
+        assert optimizer.param_groups[0]["lr"] == ceiling and rate <= ceiling * (1 + 1e-3)
+        wanted.append((rate, ceiling))
+        alone.step()
+        undisturbed.step()
+        beside.step()
+    assert any(rate == pytest.approx(ceiling, rel=1e-3) and ceiling for rate, ceiling in wanted)
+    assert any(rate < 0.5 * ceiling for rate, ceiling in wanted)
+
+
+def test_a_drift_that_is_not_finite_makes_the_rate_a_quarter():
+    net, optimizer, schedule = steered(target=0.64)
+    windows(net, optimizer, schedule, 1)
+    rate = schedule.rate
+    net.gain = math.nan
+    for _ in range(64):
+        schedule.step()
+    assert math.isnan(schedule.drift) and schedule.rate == rate / 4
+
+
+def test_a_localization_net_that_does_not_learn_is_said_once_and_only_at_the_full_rate():
+    net, optimizer, schedule = steered(gain=0, target=0.05)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        windows(net, optimizer, schedule, 25)  # the rate is the full one from the eighth on
+        assert not said
+        windows(net, optimizer, schedule, 30)
+    assert len(said) == 1 and "the localization net does not learn (dead units, or nothing to follow)" in str(
+        said[0].message
+    )
+
+
+def test_a_schedule_that_ends_at_0_is_no_net_that_does_not_learn():
+    net = Shift(gain=1e-3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    schedule, cosine = DriftLR(optimizer, net, IMAGES), CosineAnnealingLR(optimizer, T_max=40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(40):
+            windows(net, optimizer, schedule, 1)
+            cosine.step()
+
+
+@pytest.mark.parametrize("how", ["state_dict", "copy", "pickle"])
+def test_it_goes_on_to_the_same_numbers_from_within_a_window(how):
+    net, optimizer, schedule = steered(gain=3000, target=0.05)
+    windows(net, optimizer, schedule, 3)
+    for _ in range(30):
+        descend(net, optimizer)
+        schedule.step()
+    if how == "state_dict":
+        other = steered(gain=3000, target=0.05)
+        for old, new in zip((net, optimizer, schedule), other, strict=True):
+            new.load_state_dict(pickle.loads(pickle.dumps(old.state_dict())))
+    else:
+        both = net, optimizer, schedule
+        other = copy.deepcopy(both) if how == "copy" else pickle.loads(pickle.dumps(both))
+    ended = []
+    for part in ((net, optimizer, schedule), other):
+        for _ in range(34):
+            descend(*part[:2])
+            part[2].step()
+        ended.append((windows(*part, 4), part[0].weight.item(), part[2].rate))
+    assert ended[0] == ended[1] and ended[0][0][0][0] != ended[0][0][3][0]
+
+
+def test_a_state_can_be_saved_as_a_checkpoint_is(tmp_path):
+    *_, schedule = steered()
+    torch.save(schedule.state_dict(), tmp_path / "state.pt")
+    schedule.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+
+# -------------------------------------------------------------------------------------------------------- real networks
+
+
+class Normalized(nn.Module):
+    """A localization net with batch normalization, dropout, and dropout that only `self.training` turns off."""
+
+    def __init__(self):
+        super().__init__()
+        self.localization = nn.Sequential(nn.Conv2d(1, 4, 7), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
+        self.fc_loc = nn.Linear(4 * 22 * 22, 6)
+        self.classifier = nn.Linear(28 * 28, 10)
+        nn.init.normal_(self.fc_loc.weight, std=0.01)
+
+    def theta(self, images):
+        features = F.dropout(self.localization(images), training=self.training)
+        return self.fc_loc(features).view(-1, 2, 3)
+
+    def forward(self, images):
+        grid = F.affine_grid(self.theta(images), images.shape, align_corners=False)
+        return self.classifier(F.grid_sample(images, grid, align_corners=False).flatten(1))
+
+
+def test_a_prediction_is_made_in_eval_mode_and_leaves_no_trace():
+    torch.manual_seed(0)
+    net = Normalized()
+    net.localization[2].eval()  # frozen by the user
+    optimizer = torch.optim.SGD([*net.localization.parameters(), *net.fc_loc.parameters()], lr=0.01)
+    modes = {module: module.training for module in net.modules()}
+    before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    schedule = DriftLR(optimizer, net.theta, IMAGES)
+    for _ in range(64):
+        schedule.step()
+    assert schedule.drift == 0 and modes == {module: module.training for module in net.modules()}
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state()) and all(each.grad is None for each in net.parameters())
+
+
+def test_what_is_random_in_a_prediction_and_no_module_is_said():
+    net = Normalized()
+    optimizer = torch.optim.SGD(net.fc_loc.parameters(), lr=0.01)
+    with pytest.raises(ValueError, match="another theta each time"):
+        DriftLR(optimizer, lambda images: net.theta(images), IMAGES)
+
+
+def test_a_buffer_that_is_used_again_is_copied():
+    net, buffer = Shift(), torch.empty(4, 2, 3)
+
+    @torch.no_grad()
+    def replay(images):
+        return buffer.copy_(net(images))
+
+    schedule = DriftLR(optimizer := torch.optim.SGD(net.parameters(), lr=1.0), replay, IMAGES)
+    ((moved, _),) = windows(net, optimizer, schedule, 1)
+    assert moved == pytest.approx(0.32, rel=1e-3)
+
+
+ARGUMENTS = {
+    "target": ({"target": 0}, "target is 0, but should be a drift over 0"),
+    "nan": ({"target": math.nan}, "target is nan"),
+    "images": ({"images": IMAGES[:0]}, "images are empty"),
+    "group": ({"group": 1}, "the optimizer has no parameter group 1"),
+    "every": ({"every": 0}, "every is 0"),
+    "weights": ({"optimizer": lambda net: net.parameters()}, "weights that theta does not come from, of shape [10"),
+    "theta": ({"predict": lambda net: lambda images: net.theta(images).flatten(1)}, "predict returns [4, 6]"),
+    "nan in theta": ({"predict": lambda net: lambda images: net.theta(images) / 0}, "theta is not finite"),
+}
+
+
+@pytest.mark.parametrize("which", ARGUMENTS)
+def test_wrong_arguments_are_one_clear_error(which):
+    given, message = ARGUMENTS[which]
+    net = STNClassifier(28).stn if which != "weights" else STNClassifier(28)
+    parameters = given.get("optimizer", lambda net: net.parameters())(net)
+    predict = given.get("predict", lambda net: getattr(net, "stn", net).theta)(net)
+    options = {name: value for name, value in given.items() if name in ("target", "group", "every")}
+    with pytest.raises(ValueError) as error:
+        DriftLR(torch.optim.SGD(parameters, lr=0.1), predict, given.get("images", IMAGES), **options)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------- other people's loops
+
+
+def rates_of(optimizer):
+    """Notes the first group's rate in every step."""
+    rates = []
+    optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(float(optimizer.param_groups[0]["lr"])))
+    return rates
+
+
+ADAMS = {
+    "plain": {"lr": 0.01},
+    "fused": {"lr": 0.01, "fused": True},
+    "foreach": {"lr": 0.01, "foreach": True},
+    "a rate that is a tensor": {"lr": torch.tensor(0.01), "foreach": False},
+}
+LOOPS = [*((name, 1, False, False) for name in ADAMS), ("plain", 3, False, False), ("plain", 1, True, True)]
+
+
+@pytest.mark.parametrize("adam, accumulate, scaled, mixed", LOOPS)
+def test_it_works_around_other_loops(adam, accumulate, scaled, mixed):
+    """The rate in each step is the schedule's, and the group's own is as it was between them."""
+    torch.manual_seed(0)
+    model = STNClassifier(28)
+    groups = [{"params": model.stn.parameters()}, {"params": model.classifier.parameters()}]
+    optimizer = torch.optim.Adam(groups, **ADAMS[adam])
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    schedule = DriftLR(optimizer, model.stn.theta, IMAGES, every=4)
+    seen, wanted = rates_of(optimizer), []
+    for step in range(accumulate * 24):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss = F.cross_entropy(model(torch.rand(8, 1, 28, 28)), torch.randint(10, (8,)))
+        scaler.scale(loss).backward()
+        if (step + 1) % accumulate == 0:
+            wanted.append(schedule.rate)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            schedule.step()
+        assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.01)
+    assert seen == pytest.approx(wanted, rel=1e-6) and len(set(wanted)) > 3
+    assert isinstance(optimizer.param_groups[0]["lr"], type(ADAMS[adam]["lr"]))
+
+
+def test_the_tutorials_net_is_steered_to_the_target():
+    """By the lines of the page: its localization net is two attributes of `Net`."""
+    torch.manual_seed(0)
+    localization = nn.Sequential(nn.Conv2d(1, 8, 7), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(8, 10, 5), nn.MaxPool2d(2))
+    fc_loc = nn.Sequential(nn.ReLU(), nn.Linear(90, 32), nn.ReLU(), nn.Linear(32, 6))
+    fc_loc[-1].weight.data.zero_()
+    fc_loc[-1].bias.data.copy_(EYE.flatten())
+
+    def predict_theta(images):
+        return fc_loc(localization(images).flatten(1)).view(-1, 2, 3)
+
+    optimizer = torch.optim.SGD([*localization.parameters(), *fc_loc.parameters()], lr=1.0, momentum=0.9)
+    schedule = DriftLR(optimizer, predict_theta, IMAGES)
+    drifts = []
+    for _ in range(64 * 30):
+        optimizer.zero_grad()
+        (predict_theta(torch.rand(8, 1, 28, 28)) * torch.randn(8, 2, 3)).mean().backward()
+        optimizer.step()
+        schedule.step()
+        drifts.append(schedule.drift)
+    assert 0.5 * 0.035 < sorted(drifts[64 * 20 :])[64 * 5] < 2 * 0.035
