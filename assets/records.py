@@ -14,7 +14,7 @@ from common import DEFAULTS, RunError, summarize, write
 from common import SETTINGS as ALL_SETTINGS
 
 RUN_KEY = ("experiment", "variant", "dataset", "digits", "limit", "seed")  # what tells runs apart
-SETTINGS = tuple(name for name in ALL_SETTINGS if name not in RUN_KEY)  # what defines a run beyond that
+SETTINGS = tuple(name for name in ALL_SETTINGS if name not in (*RUN_KEY, "data"))  # what defines a run beyond that
 FACTS = ("title", "epochs", "cpu", "torch")  # what else is kept of a run
 SCALARS = ("train/loss", "test/accuracy", "stn/scale", "stn/inside")  # that every epoch has
 TEXTS = ("variant", "dataset", "digits", "transformer", "optimizer", "title", "cpu", "torch")

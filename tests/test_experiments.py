@@ -13,8 +13,11 @@ from conftest import ROOT, run
 
 import common
 import stn
+from assets import records
+from assets.records import format_cell, parse_cell
 
 NUMBERS = sorted(int(path.stem.rpartition("_")[2]) for path in ROOT.glob("classification_experiment_*.py"))
+RUNS = records.read_runs()
 every_script = pytest.mark.parametrize("number", NUMBERS)
 
 
@@ -66,82 +69,47 @@ def test_a_script_runs_an_epoch_and_records_its_settings(number, log_dir):
             [path_of(number).stem, *variant, *["mnist"] * (experiment.dataset != "mnist"), "limit384"]
         )
         run_json = json.loads((folder / "run.json").read_text())
-        for name in ("title", "mean", "std", "fill", "max_grad_norm", "max_motion", "variant"):
+        for name in ("title", "mean", "std", "fill", "max_grad_norm", "max_motion", "drift", "variant"):
             assert run_json[name] == getattr(experiment, name), name
         assert run_json["experiment"] == path_of(number).stem and run_json["epoch"] == run_json["epochs"] == 1
         chosen = {"digits": "embedded", "limit": 384, "dataset": "mnist"}
-        settings = experiment.settings(common.make_network(experiment))
+        settings = experiment.settings()
         assert settings | chosen == {name: run_json[name] for name in settings}
         state = common.load_state(folder / "weights" / "001.pt")
         assert all(value.isfinite().all() for value in state.values())
     assert len(list(log_dir.iterdir())) == len(experiments) == ended.out.count("finished: epoch 1")
 
 
+@every_script
+def test_a_scripts_settings_are_those_of_the_runs_that_were_made_with_it(number):
+    """All but what the command line chooses, which is told by the name of a run's folder."""
+    compared = [name for name in records.SETTINGS if name != "data"]
+    for experiment in read(number):
+        settings = {name: parse_cell(name, format_cell(value)) for name, value in experiment.settings().items()}
+        variant = format_cell(experiment.variant) or None
+        for made in RUNS:
+            if (made["experiment"], made["variant"]) == (number, variant):
+                assert [settings[name] for name in compared] == [made[name] for name in compared]
+
+
+def test_every_run_has_a_script_that_makes_it():
+    made = {(run["experiment"], run["variant"]) for run in RUNS}
+    assert made <= {(number, format_cell(each.variant) or None) for number in NUMBERS for each in read(number)}
+
+
+@every_script
+def test_each_optimizer_holds_every_parameter_once(number):
+    for experiment in read(number):
+        network = common.make_network(experiment)
+        held = [id(weight) for group in network.optimizer.param_groups for weight in group["params"]]
+        assert sorted(held) == sorted(map(id, network.model.parameters()))
+
+
 # ----------------------------------------------------------------------------------- what is easy to get wrong in some
 
 
-ALL, ADAM = {"stn": 0.01, "classifier": 0.01}, {"stn": 0.001, "classifier": 0.001}
-SLOW_ADAM = {"stn": 0.0001, "classifier": 0.0001}
-OPTIMIZERS = {  # class, rates of the two parts, and momentum, as the design has them; a list where there are variants
-    **dict.fromkeys((1, 2, 4, 5, 6, 11, 13, 14, 15, 22, 23, 24), ("SGD", ALL, 0)),
-    **dict.fromkeys((3, 7, 16, 18), ("Adam", SLOW_ADAM, None)),
-    8: ("SGD", {"stn": 0.001, "classifier": 0.001}, 0),
-    9: ("Adam", ADAM, None),
-    10: ("SGD", ALL | {"stn": 0.001}, 0),
-    17: [("SGD", ALL | {"stn": rate}, 0) for rate in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)],
-    **dict.fromkeys((19, 20, 21, 32), ("Adam", ADAM, None)),
-    25: ("SGD", ALL, 0.9),
-    26: [("Adam", ADAM, None)] * 6,
-    27: ("Adam", ADAM | {"stn": 0.0001}, None),
-    28: [("SGD", ALL | {"stn": rate}, 0.9) for rate in (0.0001, 0.0003, 0.001)],
-    29: ("SGD", ALL | {"stn": 0.005}, 0),
-    30: [("SGD", ALL | {"stn": rate}, 0) for rate in (0.0003, 0.001, 0.003, 0.01, 0.01)],
-    31: [("Adam", ADAM, None)] * 4,
-    33: [("SGD", ALL, 0)] * 2,
-    34: ("SGD", ALL, 0),
-    35: [("SGD", ALL, 0.9)] * 6,
-}
-
-
-DOSES = [0.03, 0.1, 0.3, 1, 3, None]
-LIMITS = {20: 0.1, 21: 0.1, 22: 0.1, 24: 0.1, 25: 0.1, 26: DOSES, 30: [*[None] * 4, 0.1], 32: 0.1, 35: DOSES}
-LEAKY = {19: 0.1, **dict.fromkeys((21, 23, 24, 25, 32), 0.1), 26: [0.1] * 6, 30: [*[0] * 4, 0.1], 35: [0.1] * 6}
-
-
-def listed(wanted, count):
-    return wanted if isinstance(wanted, list) else [wanted] * count
-
-
-@every_script
-def test_limit_slope_and_clipping_are_what_the_design_says(number):
-    experiments = read(number)
-    assert [each.max_grad_norm for each in experiments] == listed({11: 1, 14: 25}.get(number), len(experiments))
-    if number == 31:
-        return  # the localization nets of others
-    assert [each.max_motion for each in experiments] == listed(LIMITS.get(number), len(experiments))
-    for experiment, slope in zip(experiments, listed(LEAKY.get(number, 0), len(experiments)), strict=True):
-        modules = experiment.transformer(60).modules()
-        assert {m.negative_slope for m in modules if isinstance(m, torch.nn.LeakyReLU)} == ({slope} - {0})
-
-
-@every_script
-def test_each_optimizer_holds_every_parameter_once_at_the_rate_that_the_design_says(number):
-    wanted = OPTIMIZERS.get(number)  # in experiment 12 two weights have a rate of their own, see below
-    experiments = read(number)
-    for experiment, design in zip(experiments, listed(wanted, len(experiments)), strict=True):
-        model, optimizer, _ = common.make_network(experiment)
-        held = {id(each): group for group in optimizer.param_groups for each in group["params"]}
-        assert sorted(held) == sorted(map(id, model.parameters()))
-        assert sum(len(group["params"]) for group in optimizer.param_groups) == len(held)
-        for name, parameter in model.named_parameters() if number != 12 else ():
-            kind, rates, momentum = design
-            group = held[id(parameter)]
-            assert type(optimizer).__name__ == kind and group["lr"] == rates[name.partition(".")[0]], name
-            assert group.get("momentum") == momentum and not group["weight_decay"]
-
-
 def test_experiment_12_takes_std_back_at_exactly_the_two_weights_that_see_the_image():
-    model, optimizer, _ = common.make_network(only(12))
+    model, optimizer, *_ = common.make_network(only(12))
     named = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {named[id(each)]: group["lr"] for group in optimizer.param_groups for each in group["params"]}
     first = "stn.localization.0.weight", "classifier.0.weight"
