@@ -228,6 +228,7 @@ def predict_in_eval_mode(predict, images):
     """
     modes = {}
 
+    @torch.compiler.disable
     def to_eval_mode(module, *_):
         for each in module.modules():
             modes.setdefault(each, each.training)
