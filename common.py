@@ -43,6 +43,7 @@ from filelock import FileLock, Timeout
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from torchvision.datasets import MNIST
@@ -58,6 +59,7 @@ CANVAS, PATCH, PATCHES = 60, 6, 8  # side of a canvas and of a clutter patch in 
 TRAIN_SEED, TEST_SEED = 0, 1  # of the canvases: they are the same in every run
 MEASURE_EVERY = 16  # steps
 LIMIT_IMAGES, DRIFT_IMAGES = 16, 64  # of a batch that its step is limited by; of the training set, to measure drift on
+STEPPED_EACH_BATCH = OneCycleLR, CyclicLR  # other schedulers are stepped once an epoch
 BAR = {"leave": False, "disable": None}  # of tqdm: none where stderr is no terminal
 TENSORBOARD_OPTIONS = "--port 7010 --samples_per_plugin images=1000"  # else it shows 10 figures of a run
 EMBEDDED = Path(__file__).parent / "assets" / "mnist_5k.npz"
@@ -344,12 +346,12 @@ class Experiment:
     transformer: Callable = stn.SpatialTransformer  # a class, or what else is called like this one
     max_grad_norm: float | None = None  # bound of the norm of the whole gradient, by `clip_grad_norm_`
     max_motion: float | None = None  # bound of a step's motion in pixels of the input, by `stn.limit_motion`
-    make_scheduler: Callable | None = None  # called with the optimizer, returns its scheduler, stepped once an epoch
+    make_scheduler: Callable | None = None  # called with the optimizer, returns its scheduler, stepped as torch has it
     penalty: Callable | None = None  # called with `theta` (N, 2, 3) of a batch, returns a scalar to add to the loss
     drift: float | None = None  # target of a `stn.DriftLR` on the optimizer's first group, the localization net's
     variant: float | str | None = None  # what tells the runs of a script that makes several apart, a number or a word
     epochs: int = option("train up to this epoch", low=1, high=9999)
-    dataset: str = option("images to train and test on", "cluttered", choices=list(DATASETS))
+    dataset: str = option("images to train and test on", "cluttered", choices=DATASETS)
     digits: str = option("MNIST, or 5,000 of it", "auto", choices=["auto", "full", "embedded"])
     limit: int = option("train on the first N images, test on N/6", 60000, low=384, high=60000)
     seed: int = option("of initialization, shuffling and dropout", 0, low=0, high=99999)
@@ -443,10 +445,9 @@ def localization_rate(network):
 def train(experiment, network, images, labels):
     """Trains for one epoch on uint8 images (N, channels, side, side) and their labels (N,).
 
-    Returns the mean loss over the images, without the penalty; median and maximum of the steps' gradient norms before
-    clipping (L2, of all weights), and the fraction of steps that were clipped; median and maximum of `stn.motion` of
-    every 16th step on its batch, and the fraction of steps that were shortened; `drift_figures` of the first 64 images;
-    the localization net's learning rate.
+    Returns the mean loss, without the penalty; median and maximum of the steps' gradient norms before clipping (L2, of
+    all weights), and the fraction of steps that were clipped; the same of `stn.motion`, of every 16th step on its
+    batch, and the fraction that was shortened; `drift_figures` of the first 64 images; `localization_rate`.
     """
     model, optimizer = network.model.train(), network.optimizer
     total, norms, motions, shortened = torch.zeros((), device=images.device), [], [], 0
@@ -466,6 +467,8 @@ def train(experiment, network, images, labels):
             optimizer.step()
         if network.drift_lr:
             network.drift_lr.step()
+        if isinstance(network.scheduler, STEPPED_EACH_BATCH):
+            network.scheduler.step()
         if measured:
             motions.append(stn.motion(before, predict_theta(model, batch), batch.shape[2:]))
         if limited:
@@ -887,7 +890,9 @@ def run_epochs(folder, network, train_set, test_set, args):
         row["time/epoch_seconds"] = time.perf_counter() - started
         if not math.isfinite(row["train/loss"] + row["test/loss"]):
             raise RunError(f"the loss is not finite in epoch {epoch}; {folder.path} keeps everything up to then")
-        if network.scheduler:
+        if isinstance(network.scheduler, ReduceLROnPlateau):
+            network.scheduler.step(row["test/loss"])
+        elif network.scheduler and not isinstance(network.scheduler, STEPPED_EACH_BATCH):
             network.scheduler.step()
         history = [*folder.history, row]
         last = finished(history, args)

@@ -4,6 +4,7 @@ import errno
 import gzip
 import hashlib
 import io
+import json
 import os
 import shutil
 import threading
@@ -12,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from http.client import RemoteDisconnected
 from urllib.error import URLError
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run
 from torchvision.datasets import utils
 
 import common
@@ -234,3 +236,60 @@ def test_a_full_disk_is_an_error_and_no_reason_to_fall_back(mnist, serve, monkey
     with pytest.raises(OSError, match="No space left"):
         common.load_digits(mnist)
     assert contents(mnist) == before
+
+
+# ----------------------------------------------------------------------------------------------------- another data set
+
+
+def make_own(path, side, channels, count=500, seed=0):
+    """A file of a user's own: grey or coloured images, each class a bar at a height of its own."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % 10
+    images = random.integers(0, 60, (count, channels, side, side), np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[:, 2 * label + 4 : 2 * label + 6] = 255
+    np.savez(path, images=images[:, 0] if channels == 1 else images, labels=labels)
+
+
+def load_own(data_dir, digits, limit):
+    with np.load(f"{data_dir}/own.npz") as file:
+        images, labels = file["images"], file["labels"]
+    return (images[:400], labels[:400]), (images[400:], labels[400:]), "full"
+
+
+@pytest.mark.parametrize("side, channels", [(28, 1), (40, 3)])
+def test_a_data_set_of_a_users_own_is_one_function_and_one_entry(log_dir, tmp_path, side, channels):
+    """It is trained on, gone on with, and its content is part of what the run is."""
+
+    def enter():
+        common.DATASETS["own"] = common.Dataset(load_own, side, moves=False, channels=channels)
+
+    make_own(tmp_path / "own.npz", side, channels)
+    options = "--dataset=own", f"--data-dir={tmp_path}", "--digits=auto", "--limit=390"
+    for epochs in (1, 2):
+        ended = run(log_dir, *options, f"--epochs={epochs}", before=enter, number=21)
+        assert ended.code == 0 and ended.err == "", ended.err
+    (folder,) = log_dir.iterdir()
+    told = json.loads((folder / "run.json").read_text())
+    assert folder.name == "classification_experiment_21_own_limit390" and told["dataset"] == "own"
+    assert told["epoch"] == 2 and told["data"] is not None
+    assert imageio.imread(folder / "progress.gif").shape[0] == 3
+    make_own(tmp_path / "own.npz", side, channels, seed=1)
+    refused = run(log_dir, *options, "--epochs=3", before=enter, number=21)
+    assert refused.code == 1 and refused.err.count("\n") == 1 and f"the checksum {told['data']}" in refused.err
+    assert json.loads((folder / "run.json").read_text()) == told
+
+
+def test_the_checksum_is_of_all_images_and_labels_that_a_run_sees(tmp_path, monkeypatch):
+    monkeypatch.setitem(common.DATASETS, "own", common.Dataset(load_own, side=28, moves=False))
+    make_own(tmp_path / "own.npz", 28, 1)
+    with np.load(tmp_path / "own.npz") as file:
+        images, labels = file["images"], file["labels"]
+    _, (shown, _), which, checksum = common.load_images("own", tmp_path, "auto", 384)
+    assert len(shown) == 64 and which == "full"
+    for place, held in ((0, images), (383, images), (450, images), (399, images), (3, labels), (450, labels)):
+        before = held[place].copy()
+        held[place] += 1
+        np.savez(tmp_path / "own.npz", images=images, labels=labels)
+        assert (common.load_images("own", tmp_path, "auto", 384)[3] == checksum) == (place == 399)  # which no run sees
+        held[place] = before
