@@ -270,7 +270,8 @@ class DriftLR:
     Every 64 steps it measures the `drift` of the images' `theta` over these steps, and multiplies the rate by
     target / drift, by 1/4 at least and by 2 at most; by 1/4 where the drift is not finite. It starts with a hundredth
     of the group's rate. That itself is the ceiling: other schedulers see and set it as ever, and within
-    `optimizer.step()` the group has the smaller of it and `rate`.
+    `optimizer.step()` the group has the smaller of it and `rate`. There the group's gradient is scaled to norm 1, so
+    that single large ones do not count more than others; with SGD, 0.1 is then a ceiling that does not limit.
 
     Args:
         optimizer: its parameter group `group` holds weights of the localization net alone.
@@ -328,6 +329,12 @@ class DriftLR:
         self.optimizer.register_step_post_hook(self.raise_again)
 
     def lower(self, *_):
+        gradients = [weight.grad for weight in self.param_group["params"] if weight.grad is not None]
+        norm = get_total_norm(gradients).clamp(min=1e-6)
+        if getattr(self.optimizer, "grad_scale", None) is not None:
+            norm = norm / self.optimizer.grad_scale  # which a fused optimizer divides by itself
+        for gradient in gradients:
+            gradient.div_(norm)
         self.ceiling = self.param_group["lr"]
         if isinstance(self.ceiling, torch.Tensor):  # as capturable optimizers want it, and no other tensor
             self.ceiling = self.ceiling.clone()

@@ -109,6 +109,27 @@ SCHEDULES = {
 }
 
 
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_the_length_of_a_gradient_does_not_matter(factor):
+    """That of the group's weights together, so that its direction is kept; other groups are left alone."""
+    first, second, other = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    optimizer = torch.optim.SGD([{"params": [first, second]}, {"params": [other]}], lr=100.0)
+    schedule = DriftLR(optimizer, lambda images: (EYE + (first + second).sum()).expand(4, 2, 3), IMAGES)
+    for weight, gradient in ((first, [2.0, 0]), (second, [-1.0, 2]), (other, [3.0, 4])):
+        weight.grad = factor * torch.tensor(gradient)
+    optimizer.step()
+    assert schedule.rate == 1 and torch.allclose(first, torch.tensor([-2 / 3, 0]))
+    assert torch.allclose(second, torch.tensor([1 / 3, -2 / 3]))
+    assert torch.allclose(other, -100 * factor * torch.tensor([3.0, 4]))
+
+
+def test_a_gradient_of_0_stays_0():
+    net, optimizer, _ = steered()
+    net.weight.grad = torch.zeros(())
+    optimizer.step()
+    assert net.weight.item() == 0
+
+
 @pytest.mark.parametrize("which", SCHEDULES)
 def test_another_schedule_sets_the_ceiling_and_is_not_disturbed(which):
     """Drift is too small throughout, and then too large; at a ceiling of 0 the rate is not lost."""
@@ -287,7 +308,8 @@ ADAMS = {
     "foreach": {"lr": 0.01, "foreach": True},
     "a rate that is a tensor": {"lr": torch.tensor(0.01), "foreach": False},
 }
-LOOPS = [*((name, 1, False, False) for name in ADAMS), ("plain", 3, False, False), ("plain", 1, True, True)]
+LOOPS = [*((name, 1, False, False) for name in ADAMS), ("plain", 3, False, False)]
+LOOPS += [("plain", 1, True, True), ("fused", 1, True, True)]
 
 
 @pytest.mark.parametrize("adam, accumulate, scaled, mixed", LOOPS)
@@ -336,3 +358,22 @@ def test_the_tutorials_net_is_steered_to_the_target():
         schedule.step()
         drifts.append(schedule.drift)
     assert 0.5 * 0.035 < sorted(drifts[64 * 20 :])[64 * 5] < 2 * 0.035
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_scaler_of_the_gradients_changes_nothing(fused):
+    weights = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        model = STNClassifier(28).eval()
+        optimizer = torch.optim.SGD(model.stn.parameters(), lr=0.1, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", enabled=enabled)
+        schedule = DriftLR(optimizer, model.stn.theta, IMAGES, every=2)
+        for _ in range(6):
+            optimizer.zero_grad()
+            scaler.scale(F.cross_entropy(model(torch.rand(8, 1, 28, 28)), torch.arange(8))).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            schedule.step()
+        weights.append(torch.cat([weight.flatten() for weight in model.stn.parameters()]))
+    assert torch.allclose(*weights, atol=1e-6) and schedule.rate > 0.004
