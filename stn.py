@@ -325,10 +325,10 @@ class DriftLR:
                 raise ValueError(f"{what}: give the localization net a group of its own")
 
     def add_hooks(self):
-        self.optimizer.register_step_pre_hook(self.lower)
-        self.optimizer.register_step_post_hook(self.raise_again)
+        self.optimizer.register_step_pre_hook(self.before_step)
+        self.optimizer.register_step_post_hook(self.after_step)
 
-    def lower(self, *_):
+    def before_step(self, *_):
         gradients = [weight.grad for weight in self.param_group["params"] if weight.grad is not None]
         norm = get_total_norm(gradients).clamp(min=1e-6)
         if getattr(self.optimizer, "grad_scale", None) is not None:
@@ -336,17 +336,13 @@ class DriftLR:
         for gradient in gradients:
             gradient.div_(norm)
         self.ceiling = self.param_group["lr"]
-        if isinstance(self.ceiling, torch.Tensor):  # as capturable optimizers want it, and no other tensor
-            self.ceiling = self.ceiling.clone()
-            self.param_group["lr"].clamp_(max=self.rate)
+        if isinstance(self.ceiling, torch.Tensor):
+            self.param_group["lr"] = self.ceiling.clamp(max=self.rate)
         else:
             self.param_group["lr"] = min(self.ceiling, self.rate)
 
-    def raise_again(self, *_):
-        if isinstance(self.ceiling, torch.Tensor):
-            self.param_group["lr"].copy_(self.ceiling)
-        else:
-            self.param_group["lr"] = self.ceiling
+    def after_step(self, *_):
+        self.param_group["lr"] = self.ceiling
 
     def step(self):
         """To be called after every `optimizer.step()`."""
