@@ -12,15 +12,14 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 from PIL import Image
 
 from assets import ASSETS, Command, study
-from assets.records import read_table, run_key, run_sort_key
-from assets.sharpness import STEPS
+from assets.records import read_table, run_sort_key
 from assets.tables import ADAM_FACTORIAL, CURES, DOSES, digits_of, make_tables, standard_runs, with_tables
 from common import SIDES, lost_solution, outlines, write
 
@@ -43,7 +42,6 @@ BLUE, VERMILION = "#0072B2", "#D55E00"
 SCALE_COLORS = LinearSegmentedColormap.from_list("scale", (BLUE, "#F4F4F4", VERMILION))  # no dark end: black is apart
 SCALE_COLORS = SCALE_COLORS.with_extremes(bad="black")
 SCALES = (0.5, 0.6, 0.8, 1, 1.4, 2, 3, 5)  # ticks of a logarithmic axis
-RATE_NORM = LogNorm(2e-5, 0.2)  # to viridis, but for its bright end
 LABELS = {"test/accuracy": "test accuracy (%)", "train/loss": "train loss"}
 DATASETS = {"mnist": (BLUE, "o"), "cluttered": (VERMILION, "D"), "enlarged": ("#009E73", "s")}  # colour and marker
 
@@ -369,94 +367,6 @@ def compare(read, first, second):
     return figure
 
 
-# ------------------------------------------------------------------------------------------------------------ sharpness
-
-
-def rate_color(rate):
-    return matplotlib.colormaps["viridis"](RATE_NORM(rate))
-
-
-COLORS = (VERMILION, "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#009E73", BLUE, "#8B4513")  # of experiments
-
-
-def rate_of_step(row, run):
-    """The learning rate in a row of sharpness.csv, shortened as the epoch's median step is where a run clips."""
-    if run["max_grad_norm"] is None or row["epoch"] == 0:
-        return row["lr"]
-    return row["lr"] * min(1, run["max_grad_norm"] / run["history"][row["epoch"] - 1]["train/grad_norm"])
-
-
-def sharpness_over_scale(axes, read):
-    """Draws curvature over scale, a point an epoch of a run that sees the image, and the limit of each rate of SGD.
-
-    Without runs with momentum or limited steps, which have other limits. Filled are the points of the larger step of
-    sharpness.csv, open those of smaller ones.
-    """
-    smaller, larger = STEPS
-    runs, limits = {run_key(run): run for run in read.runs}, set()
-    for row in read.sharpness:
-        run = runs.get(run_key(row))
-        if not run or study.off_the_image(row) or not row["curvature"] > 0:
-            continue
-        if "momentum" in run["optimizer"] or run["max_motion"]:
-            continue
-        by_sgd, color = run["optimizer"].startswith("SGD"), rate_color(rate_of_step(row, run))
-        style = {"color": color, "markersize": 3.5, "markerfacecolor": "none" if row["step"] < larger else color}
-        axes.plot(row["scale"], row["curvature"], "o" if by_sgd else "^", **style)
-        if by_sgd:
-            limits.add(row["lr"])
-    for rate in sorted(limits):
-        axes.axhline(2 / rate, color=rate_color(rate), linestyle="--", linewidth=1)
-        beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7}
-        axes.text(1.02, 2 / rate, f"2 / {rate:g}", color=rate_color(rate), **beside)
-    axes.set(xscale="log", yscale="log", xlabel="scale", ylabel="curvature of the loss")
-    axes.set_ylim(bottom=axes.get_ylim()[0] / 10)  # room for the legend
-    axes.set_xticks(SCALES, map(str, SCALES))
-    axes.minorticks_off()
-    axes.set_title("colour: learning rate; dashed: SGD's limit, 2 / learning rate")
-    over = f"weights moved by {smaller:g}, not {larger:g}"
-    for marker, fill, label in (("o", "grey", "SGD"), ("^", "grey", "Adam"), ("o", "none", over)):
-        axes.plot([], [], marker, color="grey", markersize=4, markerfacecolor=fill, label=label)
-    axes.legend(loc="lower left", handlelength=1)
-
-
-def left_over_the_rate(axes, handed_over, sharpness):
-    """Draws what SGD leaves of solutions over rate x curvature, a point a shuffle, a line through a solution's medians.
-
-    `handed_over` is what `study.solutions` yields, `sharpness` the rows of sharpness.csv. Solutions that it lacks are
-    left out; the curvature is that over the larger step.
-    """
-    numbers = sorted({first["experiment"] for first, _ in handed_over})
-    for first, left in handed_over:
-        found = study.curvatures(first, sharpness)
-        if not found:
-            continue
-        curvature = found[max(found)]
-        i = numbers.index(first["experiment"])
-        color, marker = COLORS[i], "o^sDvPX*"[i]
-        left = {rate * curvature: accuracies for (_, rate), accuracies in left.items() if rate}
-        axes.plot([*left], [statistics.median(accuracies) for accuracies in left.values()], color=color)
-        points = [(x, accuracy) for x, accuracies in left.items() for accuracy in accuracies]
-        style = {"color": color, "markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.4}
-        axes.plot(*zip(*points, strict=True), marker, **style, label=f"of experiment {first['experiment']}")
-    axes.set(xscale="log", ylim=(0, 100), ylabel=f"{LABELS['test/accuracy']}\nafter the last step")
-    axes.xaxis.set_major_formatter("{x:g}")
-
-
-def sharpness(read):
-    """Curvature over scale, and what SGD leaves of solutions over its rate x their curvature."""
-    figure = Figure(figsize=(8.5, 3.4))
-    left, right = figure.subplots(1, 2)
-    sharpness_over_scale(left, read)
-    left_over_the_rate(right, list(study.solutions(read.handed_over)), read.sharpness)
-    right.axvline(2, color="black", linestyle="--", linewidth=1)
-    right.text(2.2, 3, "2")
-    right.set(xlabel="learning rate x curvature", title="solutions handed over to SGD at other rates")
-    handles = dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))  # an experiment once
-    right.legend([*handles.values()], [*handles], loc="lower left")
-    return figure
-
-
 FIGURES = {
     "states.png": states,
     "motion.png": motion,
@@ -467,7 +377,6 @@ FIGURES = {
     "rates.png": rates,
     "classification_experiment_2_vs_1.png": lambda read: compare(read, 1, 2),
     "classification_experiment_3_vs_2.png": lambda read: compare(read, 2, 3),
-    "sharpness.png": sharpness,
 }
 
 

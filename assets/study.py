@@ -1,11 +1,11 @@
-"""What tables and figures read out of the CSV files: runs and their events, and solutions handed over to SGD."""
+"""What tables and figures read out of the CSV files: runs, and what became of them."""
 
 import re
 from itertools import groupby
 from statistics import median
 from types import SimpleNamespace
 
-from assets.records import read_runs, read_table, run_key, run_sort_key, settings_of, weights_key
+from assets.records import read_runs, read_table, run_key, run_sort_key, settings_of
 from common import DEFAULTS, collapsed, failed
 
 FULL = {"digits": "full", "limit": 60000}
@@ -20,7 +20,6 @@ def read_all(assets):
         runs=read_runs(assets),
         replays=read_table(assets / "failures.csv"),
         sharpness=read_table(assets / "sharpness.csv"),
-        handed_over=read_table(assets / "hand_over.csv"),
         elsewhere=read_table(assets / "elsewhere.csv"),
         speed=read_table(assets / "speed.csv"),
     )
@@ -53,15 +52,6 @@ def plain_runs(optimizer, runs):
 def optimizer_kind(run):
     """What figures and tables tell optimizers apart by: "SGD", "SGD, momentum" or "Adam"."""
     return run["optimizer"].partition("(")[0] + ", momentum" * ("momentum" in run["optimizer"])
-
-
-def without_beginnings(runs):
-    """The runs but for those that are the first epochs of a longer one, as those of 17 at 0.001 are of 10's."""
-    longest = {}
-    for run in sorted(runs, key=lambda run: len(run["history"])):
-        key = *run_key(run)[2:], *settings_of(run).items()
-        longest[key] = run
-    return list(longest.values())
 
 
 def without_repeats(runs):
@@ -194,25 +184,3 @@ def alarm(history):
         if median(row["stn/inside"] for row in history[max(0, i - 4) : i + 1]) < 0.81:
             return history[i]["epoch"]
     return None
-
-
-# --------------------------------------------------------------------------------------------------------- measurements
-
-
-def solutions(rows):
-    """Yields of each solution handed over its first row and {(classifier's rate, rate): accuracies}.
-
-    Accuracies are those after the last step, in percent, one a shuffle.
-    """
-    for _, steps in groupby(rows, key=weights_key):
-        rows_of_solution, left = list(steps), {}
-        for (*rates, _), curve in groupby(
-            rows_of_solution, key=lambda row: (row["classifier_rate"], row["rate"], row["shuffle"])
-        ):
-            left.setdefault(tuple(rates), []).append(list(curve)[-1]["test/accuracy"])
-        yield rows_of_solution[0], left
-
-
-def curvatures(solution, sharpness):
-    """Returns {step: curvature} of a solution, out of the rows of sharpness.csv."""
-    return {row["step"]: row["curvature"] for row in sharpness if weights_key(row) == weights_key(solution)}

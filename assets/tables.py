@@ -9,7 +9,6 @@ from scipy import stats
 
 from assets import ASSETS, study, survival
 from assets.records import run_key
-from assets.sharpness import STEPS
 from common import RunError
 
 DEFINITIONS = {  # of a failure: the one that is used, and the others that a claim has to hold under
@@ -313,62 +312,6 @@ def clipped(runs):
     return markdown(["experiment", "bound", "runs", "steps clipped in an epoch, %"], rows)
 
 
-# ------------------------------------------------------------------------------------------------------------------ why
-
-
-def hand_over(rows, sharpness):
-    """What is left of each solution after the last step of SGD, at each rate, and the largest rate that keeps it.
-
-    Beside it 2 / curvature, the rate that the law foretells, over each of the steps of sharpness.csv.
-    """
-    rates = sorted({(row["classifier_rate"], row["rate"]) for row in rows})
-    columns = [
-        "solution",
-        "scale",
-        "accuracy, %",
-        *(f"{rate:.5f}".rstrip("0") if rate else "frozen" for _, rate in rates),
-    ]
-    columns += ["largest rate that keeps it"]
-    columns += [f"2 / curvature over {step}" for step in STEPS]
-    lines = []
-    for first, left in study.solutions(rows):
-        cells = [f"{run_label(first)}, epoch {first['epoch']}"]
-        cells += [f"{first['stn/scale']:.2f}", f"{first['test/accuracy']:.1f}"]
-        cells += [middle_and_range(left.get(rate, []), 0) for rate in rates]
-        enough = first["test/accuracy"] - 5
-        kept = [rate for (_, rate), accuracies in left.items() if rate and min(accuracies) > enough]
-        cells.append(max(kept, default=None))
-        found = study.curvatures(first, sharpness)
-        lines.append(cells + [f"{2 / found[s]:.2g}" if s in found else None for s in STEPS])
-    return markdown(columns, lines)
-
-
-def curvature_by_rate(runs, sharpness):
-    """How sharp what SGD and Adam find is at each rate of the localization net, by the medians of each run's epochs.
-
-    Of runs that neither clip nor change the transformer, before they fail, where the transformer sees the image and
-    its regions follow the digits.
-    """
-    groups = {}
-    for run in filter(study.is_plain, study.without_beginnings(runs)):
-        end = run["failed"] or math.inf
-        rows = [row for row in sharpness if run_key(row) == run_key(run) and 0 < row["epoch"] < end]
-        rows = [row for row in rows if not study.off_the_image(row) and row["spread"] >= study.ONE_MAP]
-        if rows:
-            kind = digits_of(run["dataset"]), study.optimizer_kind(run), rows[0]["lr"]
-            groups.setdefault(kind, []).append(rows)
-    lines = []
-    for kind in sorted(groups, key=lambda kind: (kind[0] != "plain", *kind)):
-        cells = [*kind, len(groups[kind])]
-        cells.append(middle_and_range([median(row["scale"] for row in rows) for rows in groups[kind]]))
-        for step in STEPS:
-            found = [[row["curvature"] for row in rows if row["step"] == step] for rows in groups[kind]]
-            cells.append(middle_and_range(map(median, found), 0))
-        lines.append(cells)
-    columns = ["digits", "optimizer", "rate of the localization net", "runs", "scale"]
-    return markdown([*columns, *(f"curvature over {step}" for step in STEPS)], lines)
-
-
 # ------------------------------------------------------------------------------------------------- the two failures
 
 ADAM_FACTORIAL = {"neither": 9, "leaky": 19, "limited": 20, "leaky and limited": 21}
@@ -553,8 +496,6 @@ def make_tables(assets=ASSETS):
     tables = {function.__name__: function(whole) for function in (*of_runs, rates, clipped, factorial, dose)}
     tables |= {function.__name__: function(read.runs) for function in (machines, predicted, largest_steps, alarms)}
     return tables | {
-        "hand_over": hand_over(read.handed_over, read.sharpness),
-        "curvature_by_rate": curvature_by_rate(read.runs, read.sharpness),
         "rivals": rivals(read.runs, read.sharpness),
         "elsewhere": elsewhere(read.elsewhere),
         "speed": speed(whole, read.speed),

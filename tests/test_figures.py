@@ -6,9 +6,8 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 from conftest import ROOT
-from made_up import TAGS, key, run
+from made_up import TAGS, run
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
 import common
 from assets import figures, records
@@ -169,60 +168,6 @@ def test_scale_over_the_rate_has_a_point_a_seed_and_those_off_the_image_at_the_e
     assert medians == pytest.approx([0.9, 1.4, np.nan], nan_ok=True)  # off the image is larger than any scale
     assert [ys for _, ys in lines(axes, "#000000")] == [[0.95], [0.95, 0.95]]  # of the height of the axes
     assert xs == [0.001, 0.01, 0.1]
-
-
-# ------------------------------------------------------------------------------------------------------------ sharpness
-
-
-def test_a_clipped_runs_rate_is_that_of_its_median_step():
-    clipped = whole(history(FINE, FINE), 11) | {"max_grad_norm": 2}
-    clipped["history"][1]["train/grad_norm"] = 8.0
-    clipped["history"][0]["train/grad_norm"] = 1.0  # at most steps the bound is not reached
-    rows = [{"epoch": epoch, "lr": 0.01} for epoch in (0, 1, 2)]
-    assert [figures.rate_of_step(row, clipped) for row in rows] == [0.01, 0.01, 0.0025]
-    assert figures.rate_of_step(rows[2], whole(history(FINE, FINE), 1)) == 0.01
-
-
-def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is_no_point(assets):
-    runs = [whole(history(FINE), 1), whole(history(FINE), 10, optimizer="SGD(lr=0.001)")]
-    runs += [whole(history(FINE), 7, optimizer="Adam(lr=0.0001)")]
-    records.write_runs(runs, assets)
-    rows = [
-        key(run([], number), epoch=epoch, step=step, curvature=curvature, scale=scale, inside=0.8, lr=lr)
-        for number, lr in ((1, 0.01), (7, 0.0001), (10, 0.001))
-        for epoch, scale in ((20, 0.8), (40, 0.6))
-        for step, curvature in ((0.001, 300), (0.01, 200))
-    ]
-    rows += [rows[1] | {"epoch": 60, "inside": 0.01, "scale": 7}, rows[1] | {"epoch": 80, "curvature": -5}]
-    rows.append(rows[1] | {"seed": 5, "curvature": 77})  # of a run that is not in the study
-    records.add_rows(assets / "sharpness.csv", rows)
-
-    over_scale = Figure().subplots()
-    figures.sharpness_over_scale(over_scale, read_study(assets))
-    limits = [line.get_ydata()[0] for line in over_scale.lines if line.get_linestyle() == "--"]
-    assert limits == [2 / 0.001, 2 / 0.01]
-    points = [line for line in over_scale.lines if line.get_marker() in "o^" and len(line.get_xdata())]
-    for curvature, is_open in ((200, False), (300, True)):
-        some = [line for line in points if (line.get_markerfacecolor() == "none") == is_open]
-        assert sorted((line.get_marker(), *line.get_xdata(), *line.get_ydata()) for line in some) == [
-            ("^", 0.6, curvature),
-            ("^", 0.8, curvature),
-            *[("o", 0.6, curvature)] * 2,
-            *[("o", 0.8, curvature)] * 2,
-        ]
-
-
-def test_what_sgd_leaves_is_drawn_over_the_rate_times_the_larger_step_s_curvature():
-    solution = key(run([], 7), epoch=20)
-    sharp = [solution | {"step": step, "curvature": curvature} for step, curvature in ((0.01, 50), (0.1, 200))]
-    handed_over = [  # as study.solutions has them
-        (solution, {(0.001, 0.01): [90, 20, 80], (0.001, 0.1): [10, 30, 20], (0.01, 0): [95, 95, 95]}),
-        (solution | {"epoch": 50, "experiment": 16}, {(0.001, 0.01): [90, 91, 92]}),  # its curvature is not known
-    ]
-    axes = Figure().subplots()
-    figures.left_over_the_rate(axes, handed_over, sharp)
-    medians, points = ((list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines)
-    assert medians == ([2, 20], [80, 20]) and points == ([2] * 3 + [20] * 3, [90, 20, 80, 10, 30, 20])
 
 
 # ----------------------------------------------------------------------------------------------------------------- main

@@ -75,9 +75,8 @@ def test_read_and_written_again_the_committed_files_are_what_they_were(tmp_path)
     assert all({name: run[name] for name in common.summarize([])} == common.summarize(run["history"]) for run in runs)
 
 
-@pytest.mark.parametrize("name", ["failures", "sharpness", "hand_over"])
-def test_a_measurement_added_again_leaves_its_committed_file_as_it_was(name, tmp_path):
-    committed = ROOT / "assets" / f"{name}.csv"
+def test_a_measurement_added_again_leaves_its_committed_file_as_it_was(tmp_path):
+    committed = ROOT / "assets" / "failures.csv"
     shutil.copy(committed, tmp_path / "some.csv")
     rows = records.read_table(committed)
     records.add_rows(tmp_path / "some.csv", [r for r in rows if records.weights_key(r) == records.weights_key(rows[0])])

@@ -88,18 +88,6 @@ def test_plain_runs_are_those_with_nothing_else_changed():
     assert study.plain_runs(study.SGD, [plain, *(plain | {name: changes[name]} for name in changes)]) == [plain]
 
 
-def test_a_beginning_is_left_out_for_the_longer_run_with_its_settings():
-    ten = run(LASTS, 10, seed=1, optimizer="two rates")
-    beginning = run(LASTS[:20], 17, seed=1, variant="0.001", optimizer="two rates")
-    other_seed, limited = beginning | {"seed": 2}, beginning | {"max_motion": 0.1}
-    kept = study.without_beginnings([beginning, ten, other_seed, limited])
-    assert sorted((r["experiment"], r["seed"], r.get("max_motion")) for r in kept) == [
-        (10, 1, None),
-        (17, 1, 0.1),
-        (17, 2, None),
-    ]
-
-
 def test_a_repeat_over_fewer_epochs_is_left_out_and_a_run_that_was_stopped_is_not():
     runs = [run(LASTS), run(STOPPED, seed=1), run(LASTS[:30], seed=5, epochs=30), run(LASTS[:30], 2, epochs=30)]
     kept = study.without_repeats(runs)

@@ -2,12 +2,12 @@
 
 import pytest
 from conftest import ROOT
-from made_up import COMES_BACK, LASTS, LOSES, STOPPED, WELL, fails_in, history, key, rows, run
+from made_up import COMES_BACK, LASTS, LOSES, STOPPED, WELL, fails_in, history, rows, run
 
 from assets import records, study, tables
 from common import RunError
 
-PAGES = ("README.md", "assets/README.md", "assets/sharpness.md")
+PAGES = ("README.md", "assets/README.md")
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -162,57 +162,6 @@ def test_the_steps_that_were_clipped_are_counted_up_to_the_failure():
         row["train/clipped"] = share
     (cells,) = rows(tables.clipped([run(epochs, 11, max_grad_norm=1, epochs=10), run(LASTS)]))
     assert cells == ["11: made up", "1", "1", "20.00 (10.00 to 60.00)"]
-
-
-# ------------------------------------------------------------------------------------------------------------ sharpness
-
-SOLUTION = key(run(LASTS, 7, 3))
-
-
-def test_curvature_is_told_by_optimizer_and_rate_before_a_run_fails():
-    runs = [run(fails_in(60)), run(LASTS, seed=1), run(LASTS, 7, optimizer="Adam(lr=0.0001)")]
-    runs += [run(LASTS, 11, max_grad_norm=1), run(LASTS, 15, transformer="class Smoothed(...)")]
-    runs.append(run(LASTS[:20], 17, seed=1, variant="0.01"))  # the beginning of the second
-
-    def measured(run, epoch, curvature, scale=0.7, **figures):
-        lr = 0.0001 if run["experiment"] == 7 else 0.01
-        row = key(run, epoch=epoch, scale=scale, lr=lr, inside=0.8, spread=0.3) | figures
-        return [row | {"step": 0.001, "curvature": 3 * curvature}, row | {"step": 0.01, "curvature": curvature}]
-
-    sharpness = measured(runs[0], 20, 100, 0.9) + measured(runs[0], 40, 80) + measured(runs[0], 60, 5)
-    sharpness += measured(runs[1], 20, 60, 1.0) + measured(runs[1], 0, 7) + measured(runs[1], 40, 8, spread=0.001)
-    sharpness += measured(runs[1], 80, 9, inside=0.01) + measured(runs[2], 20, 1000, 0.6)
-    sharpness += measured(runs[3], 20, 3) + measured(runs[4], 20, 4) + measured(runs[5], 20, 9000)
-    table = tables.curvature_by_rate(runs, sharpness)
-    assert table.splitlines()[0].endswith("| curvature over 0.001 | curvature over 0.01 |")
-    assert rows(table) == [
-        ["cluttered", "Adam", "0.0001", "1", "0.60", "3000", "1000"],
-        ["cluttered", "SGD", "0.01", "2", "0.90 (0.80 to 1.00)", "225 (180 to 270)", "75 (60 to 90)"],
-    ]
-
-
-def test_a_solution_is_kept_where_no_shuffle_loses_over_five_points():
-    left = {0.0001: (95, 96), 0.001: (91.5, 95), 0.003: (90.5, 96), 0.01: (11, 12)}
-    handed = [
-        SOLUTION | {"epoch": 20, "rate": rate, "classifier_rate": 0.001, "shuffle": shuffle, "step": step} | figures
-        for shuffle in (0, 1)
-        for rate in left
-        for step, accuracy in ((0, 96), (5, 40), (400, left[rate][shuffle]))
-        for figures in ({"stn/scale": 0.6, "test/accuracy": accuracy},)
-    ]
-    handed.append(handed[-1] | {"rate": 0, "classifier_rate": 0.01, "test/accuracy": 97})
-    sharpness = [SOLUTION | {"epoch": 20, "step": step, "curvature": 1 / step} for step in (0.01, 0.001)]
-    sharpness.append(sharpness[0] | {"epoch": 150, "curvature": 9})
-    head, _, *lines = tables.hand_over(handed, sharpness).splitlines()
-    assert "| 0.0001 | 0.001 | 0.003 | 0.01 | frozen |" in head
-    assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == [
-        *("7, seed 3, epoch 20", "0.60", "96.0"),
-        *("96 (95 to 96)", "93 (92 to 95)", "93 (90 to 96)", "12 (11 to 12)", "97"),
-        *("0.001", "0.002", "0.02"),
-    ]
-    assert rows(tables.hand_over(handed, []))[0][-3:] == ["0.001", "-", "-"]
-    handed += [row | {"epoch": 150} for row in handed]
-    assert [line[-2:] for line in rows(tables.hand_over(handed, sharpness))] == [["0.002", "0.02"], ["-", "0.22"]]
 
 
 # ---------------------------------------------------------------------------------------------------------------- pages
