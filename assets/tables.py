@@ -2,12 +2,12 @@
 
 import math
 import re
-from itertools import groupby, product
+from itertools import product
 from statistics import median
 
 from scipy import stats
 
-from assets import ASSETS, study, survival
+from assets import ASSETS, study
 from assets.records import run_key
 from common import RunError
 
@@ -61,12 +61,6 @@ def experiment_label(run):
     return f"{run['experiment']}: {run['title']}{data_suffix(run)}"
 
 
-def run_label(run):
-    """A run without its title, such as "17 at 0.05, plain digits, seed 3"."""
-    variant = "" if run["variant"] is None else f" at {run['variant']}"
-    return f"{run['experiment']}{variant}{data_suffix(run)}, seed {run['seed']}"
-
-
 def failed_of(runs, **definition):
     return f"{study.count_failed(runs, **definition)} of {len(runs)}"
 
@@ -81,12 +75,6 @@ def failure(run):
     epoch = run["failed"]
     cell = f"{epoch} " + "c" * (run["collapsed"] == epoch) + "l" * (run["lost_solution"] == epoch) if epoch else "-"
     return cell + "†" * study.was_stopped(run)
-
-
-def collapses(history):
-    """When a run is collapsed: "31" from there to its end, "4 to 26 and 28" where it came back."""
-    spans = [[row["epoch"] for row in rows] for off, rows in groupby(history, study.off_the_image) if off]
-    return " and ".join(str(span[0]) + f" to {span[-1]}" * (span[-1] < len(history)) for span in spans)
 
 
 def at_best(runs, tag):
@@ -136,29 +124,6 @@ def drift(runs):
         rows.append([experiment_label(seeds[0]), len(seeds), *map(middle_and_range, (early, late, changes))])
     columns = ["experiment", "runs that lasted", "scale in epochs 21 to 30", "over the last 10 epochs", "change"]
     return markdown(columns, rows)
-
-
-def afterwards(runs):
-    """What became of the runs that collapsed and were trained to their last epoch."""
-    columns = ["run", "collapsed in epoch", "inside meanwhile", "the same from epoch"]
-    columns += ["best accuracy before, %", "after, %", "over the last 10 epochs, %"]
-    rows = []
-    for run in runs:
-        history, first = run["history"], run["collapsed"]
-        if first is None or study.was_stopped(run):
-            continue
-        inside = [row["stn/inside"] for row in history if study.off_the_image(row)]
-        bounds = dict.fromkeys(f"{bound:.1g}" for bound in (min(inside), max(inside)))
-        before, after = history[: first - 1], [row for row in history[first:] if not study.off_the_image(row)]
-        cells = [run_label(run), collapses(history), " to ".join(bounds), study.still_from(history)]
-        cells += [f"{max(row['test/accuracy'] for row in part):.2f}" if part else None for part in (before, after)]
-        rows.append([*cells, middle(over_last_10([run]))])
-    return markdown(columns, rows)
-
-
-def machines(runs):
-    kinds = sorted((run["cpu"], run["torch"]) for run in runs)
-    return markdown(["CPU", "torch", "runs"], [[*kind, len(list(same))] for kind, same in groupby(kinds)])
 
 
 # ----------------------------------------------------------------------------------------- tables that answer something
@@ -227,29 +192,6 @@ def robustness(runs):
     rows = [[text, *(failed_of(seeds, **how) for how in DEFINITIONS.values())] for text, seeds in groups]
     rows.append(["Fisher's exact p of the two", *fisher_cells(sgd, adam)])
     return markdown(["experiment", *DEFINITIONS], rows)
-
-
-FACTORS = {  # one against the other, within strata
-    "divided by std, against not": ((1, 6), (5, 2)),
-    "mean subtracted, against not": ((1, 5), (6, 2)),
-    "frame, against black fill": ((1, 4),),
-}
-
-
-def hazards(runs):
-    """Normalization's parts and the frame: hazard ratio with its 95 % interval, and the exact p of `compare_times`."""
-    rows = []
-    for factor, strata in FACTORS.items():
-        groups = [[standard_runs(experiment, runs) for experiment in pair] for pair in strata]
-        if not all(one and other for one, other in groups):
-            continue
-        cells = [factor, " and ".join(f"{one} against {other}" for one, other in strata)]
-        for definition in DEFINITIONS.values():
-            times = [[study.failure_times(side, **definition) for side in pair] for pair in groups]
-            p, (ratio, low, high) = survival.compare_times(times)
-            cells.append(f"{ratio:.2g} ({low:.2g} to {high:.2g}), p = {p:.2g}")
-        rows.append(cells)
-    return markdown(["hazard ratio", "experiments", *DEFINITIONS], rows)
 
 
 COMPARED = (
@@ -352,7 +294,7 @@ def rivals(runs, sharpness):
         for judged in sides:
             pairs = [(figure(run), study.failure_chance(run, runs)) for run in judged]
             pairs = [pair for pair in pairs if pair[0] is not None]
-            area, low, high = survival.ranking(*zip(*pairs, strict=True)) if pairs else (math.nan,) * 3
+            area, low, high = study.ranking(*zip(*pairs, strict=True)) if pairs else (math.nan,) * 3
             cells += [len(pairs), None if math.isnan(area) else f"{area:.2f} ({low:.2f} to {high:.2f})"]
         rows.append(cells)
     head = ["figure", "old settings: runs", "area under the curve", "new settings: runs", "area under the curve"]
@@ -427,19 +369,6 @@ def dose(runs):
     return markdown([*head, "scale at the end", "spread", "motion", "steps shortened", "epochs to 90 %"], rows)
 
 
-def alarms(runs):
-    """The alarm on new runs: whether it goes off before a run fails, and in runs that do not."""
-    new = [run for run in study.pick(runs, **study.STANDARD) if run["experiment"] >= study.FIRST_OF_NEW]
-    new = [run for run in new if any(row["test/accuracy"] > 80 for row in study.before_failure(run))]
-    rows = []
-    for what, has_failed in (("runs that failed after they had 80 %", True), ("other runs that had 80 %", False)):
-        some = [run for run in new if (study.fate(run) == "failed") == has_failed]
-        ends = [(study.alarm(study.before_failure(run)), run["failed"] or len(run["history"])) for run in some]
-        ahead = [end - epoch for epoch, end in ends if epoch]
-        rows.append([what, len(some), len(ahead), middle(ahead, 0)])
-    return markdown(["", "runs", "of them with an alarm", "epochs from it to the failure, or to the end"], rows)
-
-
 # ------------------------------------------------------------------------------------------------- elsewhere, and speed
 
 
@@ -491,10 +420,10 @@ def speed(runs, rows):
 def make_tables(assets=ASSETS):
     """Returns {marker: table in Markdown, ending in a newline} of the CSV files in a folder."""
     read = study.read_all(assets)
-    of_runs = (all_results, drift, afterwards, cures, robustness, hazards, comparisons)
+    of_runs = (all_results, drift, cures, robustness, comparisons)
     whole = study.without_repeats(read.runs)
     tables = {function.__name__: function(whole) for function in (*of_runs, rates, clipped, factorial, dose)}
-    tables |= {function.__name__: function(read.runs) for function in (machines, predicted, largest_steps, alarms)}
+    tables |= {function.__name__: function(read.runs) for function in (predicted, largest_steps)}
     return tables | {
         "rivals": rivals(read.runs, read.sharpness),
         "elsewhere": elsewhere(read.elsewhere),

@@ -1,66 +1,8 @@
-"""Statistics are what a textbook or a count by hand says, and runs are picked, grouped and judged by their settings."""
+"""Runs are picked and grouped by their settings."""
 
-import math
+from made_up import LASTS, STOPPED, run
 
-import pytest
-from made_up import COMES_BACK, LASTS, LOSES, STOPPED, WELL, history, run
-from scipy import stats
-
-from assets import study, survival
-
-# ----------------------------------------------------------------------------------------------------- times to failure
-
-
-def test_peto_s_figures_are_those_of_freireich_s_leukemia_trial():
-    treated = [6, 6, 6, 7, 10, 13, 16, 22, 23], [6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35]
-    treated = [(week, True) for week in treated[0]] + [(week, False) for week in treated[1]]
-    placebo = [1, 1, 2, 2, 3, 4, 4, 5, 5, 8, 8, 8, 8, 11, 11, 12, 12, 15, 17, 22, 23]
-    scores, excess, variance = survival.log_rank(treated, [(week, True) for week in placebo])
-    assert 9 - excess == pytest.approx(19.25, abs=0.005)  # relapses expected of the treated
-    assert excess**2 / variance == pytest.approx(16.79, abs=0.005)  # the trial's log-rank chi-squared
-    assert sum(scores) == pytest.approx(0)
-
-
-def test_the_log_rank_statistic_is_scipy_s():
-    first, second = [(4, True), (4, True), (9, False), (7, True)], [(7, True), (12, True), (20, False)]
-    _, excess, variance = survival.log_rank(first, second)
-    censored = (
-        stats.CensoredData(
-            uncensored=[t for t, failed in times if failed], right=[t for t, failed in times if not failed]
-        )
-        for times in (first, second)
-    )
-    assert excess / math.sqrt(variance) == pytest.approx(stats.logrank(*censored).statistic)
-
-
-def test_p_is_the_share_of_all_ways_to_deal_the_runs_within_strata():
-    early, late = ([(epoch, True) for epoch in epochs] for epochs in ((10, 20), (30, 40)))
-    p, (ratio, low, high) = survival.compare_times([(early, late)])
-    assert p == pytest.approx(2 / 6)  # of 6 ways, this one and its mirror image
-    # at risk 4, 3, 2, 1 of which 2, 1, 0, 0 early: E = 1/2 + 1/3, V = 1/4 + 2/9
-    assert ratio == pytest.approx(math.exp((2 - 5 / 6) / (17 / 36)))
-    assert (low, high) == pytest.approx([ratio * math.exp(sign * 1.96 / math.sqrt(17 / 36)) for sign in (-1, 1)])
-    assert survival.compare_times([(early, late)] * 2)[0] == pytest.approx(2 / 36)
-    assert survival.compare_times([(early, late), (late, early)])[0] == 1
-    p, (mirrored, *_) = survival.compare_times([(late, early)])
-    assert p == pytest.approx(2 / 6) and mirrored == pytest.approx(1 / ratio)
-
-
-def test_where_none_fails_nothing_is_known():
-    p, (ratio, low, high) = survival.compare_times([([(100, False)], [(100, False)])])
-    assert (p, low, high) == (1, 0, math.inf) and math.isnan(ratio)
-
-
-def test_runs_are_censored_at_their_end_and_never_carried_on():
-    runs = [run(LASTS), run(STOPPED), run(LASTS[:60]), run(LOSES), run(COMES_BACK)]
-    assert study.failure_times(runs) == [(100, False), (40, True), (60, False), (51, True), (4, True)]
-    assert study.failure_times([run(LOSES)], factor=2) == [(100, False)]
-    edge = history(*[WELL] * 9, (1.0, 90.0, 0.02))
-    assert study.failure_times([run(edge)], bound=0.01) == [(10, False)]
-    assert (study.count_failed(runs), study.count_failed(runs, factor=2)) == (3, 2)
-
-
-# ----------------------------------------------------------------------------------------------------------------- runs
+from assets import study
 
 
 def test_runs_are_picked_by_their_columns_and_a_missing_one_is_none():
@@ -100,13 +42,3 @@ def test_the_variants_of_experiment_17_are_rates():
     found = study.by_rate([*runs, run(LASTS, 26, variant="0.02")])
     assert list(found) == ["mnist", "cluttered"] and list(found["cluttered"]) == [0.02, 0.1]
     assert found["cluttered"][0.02] == runs[2:4] and found["mnist"][0.02] == [runs[4]]
-
-
-# --------------------------------------------------------------------------------------------------------------- events
-
-
-def test_a_run_is_still_from_where_its_map_changes_no_more_if_for_three_epochs():
-    moves = [row | {"stn/scale": 1 + row["epoch"] % 2 / 10} for row in LASTS]
-    assert study.still_from(moves) is None
-    assert study.still_from(moves[:50] + LASTS[50:]) == 51
-    assert study.still_from(moves[:97] + LASTS[97:]) == 98 and study.still_from(moves[:98] + LASTS[98:]) is None

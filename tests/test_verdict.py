@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_up import LASTS, LOSES, OFF, WELL, history, key, rows, run
 
-from assets import study, survival, tables
+from assets import study, tables
 
 RISING = [(2.0, 10.0 * i, 0.9) for i in range(1, 11)]  # 50 % in epoch 5
 
@@ -70,26 +70,16 @@ def test_of_a_short_run_that_did_not_fail_its_settings_share_counts():
     assert study.failure_chance(failed, [*longer, failed]) == 1 and study.failure_chance(longer[0], longer) == 0
 
 
-def test_the_alarm_goes_off_where_the_median_inside_of_five_epochs_is_under_its_bound_after_80_percent():
-    def rows(*insides, accuracy=85.0):
-        return history(*[(1.0, accuracy, inside) for inside in insides])
-
-    assert study.alarm(rows(0.9, 0.9, 0.9, 0.8, 0.8, 0.8, 0.9)) == 6
-    assert study.alarm(rows(0.9, 0.9, 0.81, 0.81, 0.81, 0.81)) is None
-    assert study.alarm(rows(*[0.5] * 9, accuracy=80.0)) is None
-    assert study.alarm([*rows(0.5, 0.5, 0.5, accuracy=79.0), rows(*[0.9] * 3, 0.9)[3]]) == 4  # of the last five
-
-
 def test_ranking_is_the_area_under_the_curve():
-    area, low, high = survival.ranking([1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 1, 1])
+    area, low, high = study.ranking([1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 1, 1])
     assert area == 1 and low == high == 1
-    area, low, high = survival.ranking([1, 2, 3, 4], [0, 1, 0, 1])
+    area, low, high = study.ranking([1, 2, 3, 4], [0, 1, 0, 1])
     assert area == 0.75 and low < 0.75 <= high  # three of four pairs
-    assert survival.ranking([1, 1], [0, 1])[0] == 0.5
-    assert survival.ranking([1, 2, 3], [0, 0.5, 1])[0] == pytest.approx(17 / 18)
-    assert all(map(math.isnan, survival.ranking([1, 2], [0, 0])))
+    assert study.ranking([1, 1], [0, 1])[0] == 0.5
+    assert study.ranking([1, 2, 3], [0, 0.5, 1])[0] == pytest.approx(17 / 18)
+    assert all(map(math.isnan, study.ranking([1, 2], [0, 0])))
     rng = np.random.default_rng(1)
-    chance = survival.ranking(rng.random(80), rng.random(80) < 0.5)
+    chance = study.ranking(rng.random(80), rng.random(80) < 0.5)
     assert chance[1] < 0.5 < chance[2] and 0.1 < chance[2] - chance[1] < 0.4
 
 
@@ -148,12 +138,3 @@ def test_the_tables_of_doses_and_of_lines_count_what_their_runs_did():
         ["SGD 0.01", "neither", "1", "100", "1 of 1", "0 of 1"],
         ["SGD 0.01", "leaky and limited", "24", "100", "0 of 1", "0 of 1"],
     ]
-
-
-def test_the_table_of_alarms_counts_new_runs_that_had_80_percent():
-    warned = history(*[WELL] * 30, *[(1.0, 85.0, 0.7)] * 20, *[OFF] * 50)
-    runs = [run(warned, experiment=24, seed=0), run(warned, experiment=1), run(LASTS, experiment=24, seed=1)]
-    runs.append(run(history(*[WELL] * 30, *[(1.0, 85.0, 0.7)] * 70), experiment=24, seed=2))
-    failed, others = rows(tables.alarms(runs))
-    assert failed[1:] == ["1", "1", "18"]  # from epoch 33 to 51
-    assert others[1:3] == ["2", "1"]
