@@ -19,7 +19,7 @@ from matplotlib.patches import Patch, Polygon, Rectangle
 from PIL import Image
 
 from assets import ASSETS, Command, study
-from assets.records import read_table, run_sort_key
+from assets.records import read_table
 from assets.tables import ADAM_FACTORIAL, CURES, DOSES, digits_of, make_tables, standard_runs, with_tables
 from common import SIDES, lost_solution, outlines, write
 
@@ -49,7 +49,6 @@ DATASETS = {"mnist": (BLUE, "o"), "cluttered": (VERMILION, "D"), "enlarged": ("#
 def read_study(assets):
     """What the figures are of: the runs on all images of the full digits, the measurements, and the published runs."""
     read = study.read_all(assets)
-    read.of_any_limit = study.pick(read.runs, digits="full")
     read.runs = study.pick(read.runs, **study.FULL)
     read.whole = study.without_repeats(read.runs)
     read.published = read_table(assets / "published_runs.csv")
@@ -264,36 +263,6 @@ def failures(read):
 OPTIMIZERS = {"SGD": BLUE, "SGD, momentum": "#CC79A7", "Adam": VERMILION}
 
 
-def motion(read):
-    """The largest step of each run over its typical one, a colour an optimizer, a marker an image size; X is a failure.
-
-    Left out are runs that failed in their first epoch, which have no typical step, and those with one map.
-    """
-    runs = [run for run in read.of_any_limit if study.median_then(run, "stn/motion") and study.largest_motion(run)]
-    runs = [run for run in runs if study.fate(run) != "one map"]
-    figure = Figure(figsize=(WIDTH, 3.8))
-    axes = figure.subplots()
-    for run in sorted(runs, key=run_sort_key):
-        wrong = study.fate(run) in ("failed", "zoomed out")
-        place = study.median_then(run, "stn/motion"), study.largest_motion(run)
-        style = {"color": OPTIMIZERS[study.optimizer_kind(run)], "markeredgecolor": "white", "alpha": 0.8}
-        axes.plot(*place, "X" if wrong else DATASETS[run["dataset"]][1], markersize=10 if wrong else 6, **style)
-    for draw in (axes.axvline, axes.axhline):
-        draw(1, color="black", linewidth=0.8, linestyle=":")
-    axes.set(xscale="log", yscale="log", xlabel="the typical step: its median (pixels)")
-    axes.set_ylabel("the largest step\nthat was measured (pixels)")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:g}")
-    kinds = {study.optimizer_kind(run) for run in runs}
-    handles = [Line2D([], [], color=OPTIMIZERS[kind], linewidth=4, label=kind) for kind in OPTIMIZERS if kind in kinds]
-    for dataset in dict.fromkeys(run["dataset"] for run in runs):
-        label = f"lasts, {SIDES[dataset]} x {SIDES[dataset]}"
-        handles.append(Line2D([], [], color="black", linestyle="", marker=DATASETS[dataset][1], label=label))
-    handles.append(Line2D([], [], color="black", linestyle="", marker="X", markersize=9, label="fails or zooms out"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=3)
-    return figure
-
-
 def dose(read):
     """Accuracy over the limit of a step's motion, of experiments 26 and 35, a point a seed."""
     doses = {name: study.group(standard_runs(experiment, read.whole)) for name, experiment in DOSES.items()}
@@ -369,7 +338,6 @@ def compare(read, first, second):
 
 FIGURES = {
     "states.png": states,
-    "motion.png": motion,
     "dose.png": dose,
     "leaky.png": leaky,
     "failures.png": failures,

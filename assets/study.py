@@ -22,7 +22,6 @@ def read_all(assets):
     return SimpleNamespace(
         runs=read_runs(assets),
         replays=read_table(assets / "failures.csv"),
-        sharpness=read_table(assets / "sharpness.csv"),
         elsewhere=read_table(assets / "elsewhere.csv"),
         speed=read_table(assets / "speed.csv"),
     )
@@ -100,16 +99,14 @@ def before_failure(run):
     return run["history"][: run["failed"] - 1] if run["failed"] else run["history"]
 
 
-# ------------------------------------------------------------------------------- motion: fixed before experiment 19 ran
+# -------------------------------------------------------------------------------------------- what became of a run
 
 ZOOMED_OUT = 1.1  # scale over which a run on plain digits has zoomed out
-SMALL, LARGE = 0.5, 1  # pixels: under the one a step was predicted to do no harm, over the other to lead to failure
 LONG = 40  # epochs from which on what became of a run is its own; of a shorter one that did not fail, its setting's
-FIRST_OF_NEW = 19  # experiment from which on runs are new to what was found on others
 
 
-def motion_epochs(run):
-    """The rows that a run's motion is taken from: five from the first with a test accuracy of 50 % or more.
+def judged_epochs(run):
+    """The epochs that a run is judged by, as rows: five from the first with a test accuracy of 50 % or more.
 
     Of a run that fails before it has those, the last five before it fails, or as many as there are.
     """
@@ -120,19 +117,10 @@ def motion_epochs(run):
     return rows[-5:]
 
 
-def median_then(run, tag):
-    """The median of a scalar over `motion_epochs`, or None if it was not recorded then."""
-    values = [row.get(tag) for row in motion_epochs(run)]
+def judged_median(run, tag):
+    """The median of a scalar over `judged_epochs`, or None if it was not recorded then."""
+    values = [row.get(tag) for row in judged_epochs(run)]
     return median(values) if values and None not in values else None
-
-
-def largest_motion(run):
-    """The largest step that was measured in the epochs before a run failed, or in all, or None.
-
-    Not fixed before the runs: found once `median_then` had been seen not to tell.
-    """
-    values = [row.get("stn/motion_max") for row in before_failure(run)]
-    return max(values) if values and None not in values else None
 
 
 def localization_rate(optimizer):

@@ -2,13 +2,11 @@
 
 import math
 import re
-from itertools import product
 from statistics import median
 
 from scipy import stats
 
 from assets import ASSETS, study
-from assets.records import run_key
 from common import RunError
 
 DEFINITIONS = {  # of a failure: the one that is used, and the others that a claim has to hold under
@@ -265,74 +263,6 @@ def count(runs, *fates):
     return f"{sum(study.fate(run) in fates for run in runs)} of {len(runs)}"
 
 
-def curvature_then(run, sharpness):
-    """The median curvature over 0.001 of a run in the epochs before it fails, or None if it was not measured."""
-    end = run["failed"] or math.inf
-    rows = [row for row in sharpness if run_key(row) == run_key(run) and 0 < row["epoch"] < end]
-    values = [row["curvature"] for row in rows if row["step"] == 0.001]
-    return median(values) if values else None
-
-
-def rivals(runs, sharpness):
-    """How well each figure ranks runs that fail above those that last, on old and on new settings, see `ranking`."""
-
-    def times_rate(run, figure):
-        return None if figure is None else study.localization_rate(run["optimizer"]) * figure
-
-    figures = {
-        "motion": lambda run: study.median_then(run, "stn/motion"),
-        "learning rate x gradient norm": lambda run: times_rate(run, study.median_then(run, "train/grad_norm")),
-        "learning rate x curvature": lambda run: times_rate(run, curvature_then(run, sharpness)),
-        "learning rate": lambda run: study.localization_rate(run["optimizer"]),
-        "largest step, found afterwards": study.largest_motion,
-    }
-    measured = [run for run in study.pick(runs, digits="full") if study.median_then(run, "stn/motion") is not None]
-    sides = [[run for run in measured if (run["experiment"] >= study.FIRST_OF_NEW) == new] for new in (False, True)]
-    rows = []
-    for name, figure in figures.items():
-        cells = [name]
-        for judged in sides:
-            pairs = [(figure(run), study.failure_chance(run, runs)) for run in judged]
-            pairs = [pair for pair in pairs if pair[0] is not None]
-            area, low, high = study.ranking(*zip(*pairs, strict=True)) if pairs else (math.nan,) * 3
-            cells += [len(pairs), None if math.isnan(area) else f"{area:.2f} ({low:.2f} to {high:.2f})"]
-        rows.append(cells)
-    head = ["figure", "old settings: runs", "area under the curve", "new settings: runs", "area under the curve"]
-    return markdown(head, rows)
-
-
-def predicted(runs):
-    """What became of the runs whose steps move the region by more than a pixel, by less than half of one, and between.
-
-    Runs of under 40 epochs that did not fail count apart, with the number expected to by their setting's longer runs.
-    """
-    bands = f"under {study.SMALL}", "between", f"over {study.LARGE}"
-    motions = [(run, study.median_then(run, "stn/motion")) for run in study.pick(runs, digits="full")]
-    placed = [(bands[(m >= study.SMALL) + (m > study.LARGE)], run) for run, m in motions if m is not None]
-    rows = []
-    for band, dataset, optimizer in product(bands, ("mnist", "cluttered", "enlarged"), ("SGD", "Adam")):
-        some = [r for b, r in placed if (b, r["dataset"]) == (band, dataset) and r["optimizer"].startswith(optimizer)]
-        if some:
-            fates = [study.fate(run) for run in some]
-            cells = [band, digits_of(dataset), optimizer, len(some)]
-            cells += [fates.count(what) for what in ("failed", "zoomed out", "one map")]
-            rows.append([*cells, f"{sum(study.failure_chance(run, runs) for run in some):.1f}"])
-    head = ["motion, pixels", "digits", "optimizer", "runs", "failed", "zoomed out", "one map"]
-    return markdown([*head, "expected to fail or zoom out"], rows)
-
-
-def largest_steps(runs):
-    """What became of the runs by the largest step before they failed, each by its own fate, however short it is."""
-    bands = {"under 1": (0, 1), "1 to 4": (1, 4), "over 4": (4, math.inf)}
-    measured = [(run, study.largest_motion(run)) for run in study.pick(runs, digits="full")]
-    measured = [(run, largest) for run, largest in measured if largest is not None]
-    rows = []
-    for band, (low, high) in bands.items():
-        fates = [study.fate(run) for run, largest in measured if low <= largest < high]
-        rows.append([band, len(fates), *(fates.count(what) for what in ("failed", "zoomed out", "one map", "lasts"))])
-    return markdown(["largest step, pixels", "runs", "failed", "zoomed out", "one map", "last"], rows)
-
-
 def factorial(runs):
     """Leaky and limited, alone and together, with Adam at 0.001 and with SGD at 0.01."""
     rows = []
@@ -423,9 +353,7 @@ def make_tables(assets=ASSETS):
     of_runs = (all_results, drift, cures, robustness, comparisons)
     whole = study.without_repeats(read.runs)
     tables = {function.__name__: function(whole) for function in (*of_runs, rates, clipped, factorial, dose)}
-    tables |= {function.__name__: function(read.runs) for function in (predicted, largest_steps)}
     return tables | {
-        "rivals": rivals(read.runs, read.sharpness),
         "elsewhere": elsewhere(read.elsewhere),
         "speed": speed(whole, read.speed),
     }

@@ -88,28 +88,6 @@ def test_the_timeline_has_a_strip_a_run_of_the_cures_in_their_order(assets):
 # ----------------------------------------------------------------------------------------------------- the two failures
 
 
-def moved(experiment, seed, motions, failed=False, **columns):
-    """A run of ten epochs whose motion is (median, largest) in each but the last."""
-    rows = history(*[FINE] * 9, OFF if failed else FINE)
-    for row in rows[:9]:
-        row |= dict(zip(("stn/motion", "stn/motion_max"), motions, strict=True))
-    rows[9] |= {"stn/motion_max": 99 if failed else 0.1}  # a failing epoch's is not its
-    return whole(rows, experiment, seed=seed, **columns)
-
-
-def test_a_run_is_a_point_its_largest_step_over_its_median_one(assets):
-    runs = [moved(26, 0, (0.1, 0.2), variant="0.1", optimizer="Adam(lr=0.001)"), moved(1, 0, (0.3, 20), failed=True)]
-    runs.append(moved(30, 0, (2, 30), variant="0.003", dataset="enlarged", limit=12000))
-    older = whole([row | {"stn/motion": None, "stn/motion_max": None} for row in history(FINE)], 2)
-    records.write_runs([*runs, older], assets)
-    points = [line for line in figures.motion(read_study(assets)).axes[0].lines if len(line.get_xdata()) == 1]
-    failed, lasts, enlarged = points
-    assert (failed.get_xydata().tolist(), failed.get_marker(), failed.get_color()) == ([[0.3, 20]], "X", figures.BLUE)
-    assert (lasts.get_xydata().tolist(), lasts.get_marker()) == ([[0.1, 0.2]], "D")
-    assert lasts.get_color() == figures.VERMILION
-    assert (enlarged.get_xydata().tolist(), enlarged.get_marker()) == ([[2, 30]], "s")
-
-
 def test_the_dose_has_a_point_a_seed_open_where_it_failed(assets):
     def dosed(pixels, seed, accuracy, last=FINE):
         rows = [row | {"test/accuracy": accuracy} for row in history(*[FINE] * 19, last)]

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from made_up import LASTS, LOSES, OFF, WELL, history, key, rows, run
+from made_up import LASTS, LOSES, OFF, WELL, history, rows, run
 
 from assets import study, tables
 
@@ -19,22 +19,22 @@ def with_motion(rows, *motions):
 
 def test_a_runs_motion_is_the_median_over_five_epochs_from_half_of_the_digits_right_on():
     rows = with_motion(history(*RISING), 9, 9, 9, 9, 0.1, 0.5, 0.3, 0.2, 0.4, 9)
-    assert [row["epoch"] for row in study.motion_epochs(run(rows))] == [5, 6, 7, 8, 9]
-    assert study.median_then(run(rows), "stn/motion") == 0.3
+    assert [row["epoch"] for row in study.judged_epochs(run(rows))] == [5, 6, 7, 8, 9]
+    assert study.judged_median(run(rows), "stn/motion") == 0.3
     older = [{name: value for name, value in row.items() if name != "stn/motion"} for row in rows]
-    assert study.median_then(run(older), "stn/motion") is None
+    assert study.judged_median(run(older), "stn/motion") is None
 
 
 def test_of_a_run_that_fails_before_it_has_those_it_is_that_of_the_last_five_before():
     slow = [(2.3, 11.0, 0.9)] * 8
     rows = with_motion(history(*slow, *[OFF] * 92), 1, 2, 3, 4, 5, 6, 7, 8, 100)
-    assert run(rows)["failed"] == 9 and [row["epoch"] for row in study.motion_epochs(run(rows))] == [4, 5, 6, 7, 8]
-    assert study.median_then(run(rows), "stn/motion") == 6
+    assert run(rows)["failed"] == 9 and [row["epoch"] for row in study.judged_epochs(run(rows))] == [4, 5, 6, 7, 8]
+    assert study.judged_median(run(rows), "stn/motion") == 6
     soon = with_motion(history(*slow[:2], *[OFF] * 98), 1, 2, 100)
-    assert study.median_then(run(soon), "stn/motion") == 1.5  # as many as there are
+    assert study.judged_median(run(soon), "stn/motion") == 1.5  # as many as there are
     cut_short = with_motion(history(*RISING[:8], *[OFF] * 92), *range(1, 9), 100)  # 50 % in epoch 5, failed in 9
-    assert study.median_then(run(cut_short), "stn/motion") == 6
-    assert study.median_then(run(history(*[OFF] * 100)), "stn/motion") is None  # failed in epoch 1
+    assert study.judged_median(run(cut_short), "stn/motion") == 6
+    assert study.judged_median(run(history(*[OFF] * 100)), "stn/motion") is None  # failed in epoch 1
 
 
 def test_the_localization_nets_rate_is_read_from_the_optimizer():
@@ -81,47 +81,6 @@ def test_ranking_is_the_area_under_the_curve():
     rng = np.random.default_rng(1)
     chance = study.ranking(rng.random(80), rng.random(80) < 0.5)
     assert chance[1] < 0.5 < chance[2] and 0.1 < chance[2] - chance[1] < 0.4
-
-
-def made_up_study():
-    """Runs whose motion decides and whose learning rate does not, old settings and new."""
-    runs = []
-    for experiment in (1, 24):
-        for seed in range(6):
-            fails = seed % 2 == 1
-            rows = with_motion(LOSES if fails else LASTS, 2.0 + seed if fails else 0.1 + seed / 100)
-            runs.append(run(rows, experiment=experiment, seed=seed, max_motion=None if experiment == 1 else 0.1))
-    return runs
-
-
-def test_the_table_of_rivals_ranks_each_figure_on_old_and_new_settings_apart():
-    table = {row[0]: row[1:] for row in rows(tables.rivals(made_up_study(), []))}
-    assert table["motion"] == ["6", "1.00 (1.00 to 1.00)"] * 2
-    assert [table["learning rate"][i][:4] for i in (1, 3)] == ["0.50"] * 2 and table["learning rate"][0] == "6"
-    assert table["learning rate x curvature"] == ["0", "-"] * 2
-    first = made_up_study()[1]
-    curvature = [key(first, epoch=20, step=0.001, curvature=300.0), key(first, epoch=60, step=0.001, curvature=1e9)]
-    assert tables.curvature_then(first, curvature) == 300  # it fails in epoch 51
-
-
-def test_the_table_of_what_was_foretold_counts_by_bands_of_motion():
-    assert rows(tables.predicted(made_up_study())) == [
-        ["under 0.5", "cluttered", "SGD", "6", "0", "0", "0", "0.0"],
-        ["over 1", "cluttered", "SGD", "6", "6", "0", "0", "6.0"],
-    ]
-
-
-def test_the_table_of_largest_steps_counts_those_before_a_failure():
-    def largest(rows, before, after, **columns):
-        return run([row | {"stn/motion_max": before if row["epoch"] < 51 else after} for row in rows], **columns)
-
-    one_map = history(*[WELL] * 100, **{"stn/spread": 0.001})
-    runs = [largest(LASTS, 0.9, 0.9), largest(LOSES, 0.9, 50), largest(LOSES, 4.1, 0, seed=1), largest(one_map, 0, 1)]
-    assert rows(tables.largest_steps(runs)) == [
-        ["under 1", "2", "1", "0", "0", "1"],
-        ["1 to 4", "1", "0", "0", "1", "0"],
-        ["over 4", "1", "1", "0", "0", "0"],
-    ]
 
 
 def test_the_tables_of_doses_and_of_lines_count_what_their_runs_did():
