@@ -7,6 +7,7 @@ from statistics import median
 from scipy import stats
 
 from assets import ASSETS, study
+from assets.speed import EVERYBODYS
 from common import RunError
 
 DEFINITIONS = {  # of a failure: the one that is used, and the others that a claim has to hold under
@@ -22,6 +23,11 @@ def markdown(columns, rows):
     """Returns a Markdown table; None is a dash."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join("| " + " | ".join("-" if c is None else str(c) for c in line) + " |\n" for line in lines)
+
+
+def table(columns, rows):
+    """A Markdown table of columns, pairs of a heading and the function of a row that makes its cells."""
+    return markdown([heading for heading, _ in columns], [[cell(row) for _, cell in columns] for row in rows])
 
 
 def middle(values, digits=2):
@@ -326,22 +332,24 @@ def elsewhere(rows):
     return markdown([*columns, "spread", "off the image, zoomed out or one map"], lines)
 
 
-def speed(runs, rows):
-    """Minutes of training to 90 and 95 %: the epochs that the median run needed, times the median seconds of one."""
-    columns, lines, first = ["experiment", "seconds an epoch"], [], {}
-    for experiment in dict.fromkeys(row["experiment"] for row in rows):
-        seeds = standard_runs(experiment, runs)
-        seconds = median(row["seconds"] for row in rows if row["experiment"] == experiment)
-        cells = [experiment_label(seeds[0]) + ", the loop that everybody writes" * (not first), f"{seconds:.0f}"]
-        for goal in (90, 95):
-            epochs = epochs_to(goal, seeds)
-            minutes = int(epochs) * seconds / 60 if epochs else math.inf
-            first.setdefault(goal, minutes)
-            cells += [epochs, f"{minutes:.1f}", f"{minutes / first[goal]:.2f}"] if epochs else [None] * 3
-        lines.append(cells)
-    for goal in (90, 95):
-        columns += [f"epochs to {goal} %", "minutes", "of the first's"]
-    return markdown(columns, lines)
+def speed(rows):
+    """Seconds of an epoch of each loop, and over the loop that everybody writes, the median of the rounds' ratios."""
+    loops = {}
+    for row in rows:
+        loops.setdefault((row["device"], row["loop"], row["experiment"]), []).append(row)
+    reference = {(row["device"], row["epoch"]): row["seconds"] for row in rows if row["loop"] == EVERYBODYS}
+
+    def over_reference(timed):
+        return median(row["seconds"] / reference[row["device"], row["epoch"]] for row in timed)
+
+    columns = [
+        ("device", lambda timed: timed[0]["device"]),
+        ("loop", lambda timed: timed[0]["loop"]),
+        ("experiment", lambda timed: f"{timed[0]['experiment']}: {timed[0]['title']}"),
+        ("seconds an epoch", lambda timed: middle([row["seconds"] for row in timed], 1)),
+        ("over everybody's", lambda timed: f"{over_reference(timed):.2f}"),
+    ]
+    return table(columns, loops.values())
 
 
 # --------------------------------------------------------------------------------------------------- into the two pages
@@ -355,7 +363,7 @@ def make_tables(assets=ASSETS):
     tables = {function.__name__: function(whole) for function in (*of_runs, rates, clipped, factorial, dose)}
     return tables | {
         "elsewhere": elsewhere(read.elsewhere),
-        "speed": speed(whole, read.speed),
+        "speed": speed(read.speed),
     }
 
 

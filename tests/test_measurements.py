@@ -223,7 +223,7 @@ WRONG = {  # arguments
     figures: (["collect"],),
     pictures: ([], ["states"], ["states", "--row", "zooms in"], ["comparison", "one"], ["gif", "a", 0, "b"]),
     replay: ([], ["folder", "last"]),
-    speed: (["--rounds=0"],),
+    speed: (["--rounds=0"], ["first"]),
 }
 
 
