@@ -19,9 +19,8 @@ from matplotlib.patches import Patch, Polygon, Rectangle
 from PIL import Image
 
 from assets import ASSETS, Command, study
-from assets.records import read_table
-from assets.tables import ADAM_FACTORIAL, CURES, DOSES, digits_of, make_tables, standard_runs, with_tables
-from common import SIDES, lost_solution, outlines, write
+from assets.tables import ADAM_FACTORIAL, DOSES, make_tables, of_cures, optimizer_label, standard_runs, with_tables
+from common import lost_solution, outlines, write
 
 WIDTH = 6  # inches
 STYLE = {
@@ -43,22 +42,11 @@ SCALE_COLORS = LinearSegmentedColormap.from_list("scale", (BLUE, "#F4F4F4", VERM
 SCALE_COLORS = SCALE_COLORS.with_extremes(bad="black")
 SCALES = (0.5, 0.6, 0.8, 1, 1.4, 2, 3, 5)  # ticks of a logarithmic axis
 LABELS = {"test/accuracy": "test accuracy (%)", "train/loss": "train loss"}
-DATASETS = {"mnist": (BLUE, "o"), "cluttered": (VERMILION, "D"), "enlarged": ("#009E73", "s")}  # colour and marker
-
-
-def read_study(assets):
-    """What the figures are of: the runs on all images of the full digits, the measurements, and the published runs."""
-    read = study.read_all(assets)
-    read.runs = study.pick(read.runs, **study.FULL)
-    read.whole = study.without_repeats(read.runs)
-    read.published = read_table(assets / "published_runs.csv")
-    read.assets = assets
-    return read
 
 
 def column(history, name):
     """The values of a figure over the rows of a history, NaN where it was not recorded."""
-    return np.array([math.nan if row[name] is None else row[name] for row in history], dtype=float)
+    return np.array([math.nan if row.get(name) is None else row[name] for row in history], dtype=float)
 
 
 # --------------------------------------------------------------------------------------------------------------- states
@@ -106,7 +94,7 @@ def timeline_strip(history):
     Returns log2 of scale, masked where the transformer looks off the image (inside under 0.05), whether it has one map
     for all images (spread under 0.01; where that is not recorded: no), and the epoch that loses the solution, or None.
     """
-    off = np.array([study.off_the_image(row) for row in history])
+    off = np.array([study.off_the_image(row["stn/inside"]) for row in history])
     one_map = (column(history, "stn/spread") < study.ONE_MAP) & ~off
     return np.ma.array(np.log2(column(history, "stn/scale")), mask=off), one_map, lost_solution(history)
 
@@ -121,18 +109,16 @@ def draw_strip(axes, run, y):
     axes.broken_barh(spans, (y + 0.08, 0.84), facecolor="none", edgecolor="black", hatch="/////", linewidth=0)
     if lost:
         axes.plot(lost, y + 0.5, "v", color="black", markersize=6, markeredgecolor="white", markeredgewidth=0.9)
-    mark_unrecorded = " " if any(row["stn/spread"] is not None for row in run["history"]) else "*"
-    axes.text(-0.5, y + 0.5, f"{run['seed']}{mark_unrecorded}", ha="right", **STRIP_TEXT)
+    is_recorded = any(row.get("stn/spread") is not None for row in run["history"])
+    axes.text(-0.5, y + 0.5, f"{run['seed']} " if is_recorded else f"{run['seed']}*", ha="right", **STRIP_TEXT)
     stopped = ", stopped" if study.was_stopped(run) else ""
     axes.text(len(colors) + 2, y + 0.5, f"{run['best_accuracy']:.1f}{stopped}", **STRIP_TEXT)
 
 
 def timeline(read):
     """A strip a run, a cell an epoch, of the experiments in the table of cures, in its order."""
-    picked = [study.pick(read.whole, **study.STANDARD, experiment=e, variant=variant) for e, variant in CURES]
-    groups = [seeds for seeds in picked if seeds]
     places, titles, top = [], {}, 0.0
-    for runs in groups:
+    for runs in of_cures(read.counted):
         title = f"{runs[0]['experiment']}: {runs[0]['title'].removeprefix('normalized, ')}"
         title = title.replace(" ", "\xa0").replace(",\xa0", ", ")  # it is broken at its commas alone
         lines = textwrap.wrap(title, 24, break_long_words=False)
@@ -172,26 +158,35 @@ def timeline(read):
 # -------------------------------------------------------------------------------- the localization net's learning rate
 
 
-def draw_curve(axes, dataset, runs_by_rate, shift):
-    """Draws scale over the rate, of one data set; returns the smallest rate that is off the image, or inf."""
-    color, marker = DATASETS[dataset]
+CURVES = ((BLUE, "o"), (VERMILION, "D"), ("#009E73", "s"))  # colour and marker of a data set
+
+
+def draw_curve(axes, dataset, runs_by_rate, i, count):
+    """Draws scale over the rate, of a data set, the i-th of a count: its points stand a little beside the others'.
+
+    Returns the smallest rate that is off the image, or inf.
+    """
+    color, marker = CURVES[i % len(CURVES)]
+    shift = 1 + 0.09 * (2 * i - (count - 1))
     style = {"markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.4}
     medians, first_off = [], math.inf
     for rate, seeds in runs_by_rate.items():
         rows = [run["history"][-1] for run in seeds]
         beside = np.linspace(-0.05, 0.05, len(rows))  # each other
         x = rate * shift * (1 + beside - beside.mean())
-        off = np.array([study.off_the_image(row) for row in rows])
+        off = np.array([study.off_the_image(row["stn/inside"]) for row in rows])
         values = np.where(off, math.inf, column(rows, "stn/scale"))
         medians.append(statistics.median(values))
         axes.plot(x[~off], values[~off], marker, color=color, **style)
         if off.any():
             edge = {"transform": axes.get_xaxis_transform(), "clip_on": False, "color": "black"}
-            axes.plot(x[off], np.full(off.sum(), 1 if dataset == "mnist" else 0.95), marker, **edge, **style)
+            axes.plot(x[off], np.full(off.sum(), 1 - 0.05 * i), marker, **edge, **style)
             first_off = min(first_off, x[off].min())
     medians = [math.nan if value == math.inf else value for value in medians]
     axes.plot([rate * shift for rate in runs_by_rate], medians, color=color, zorder=1)
-    label = f"{digits_of(dataset)} digits, {SIDES[dataset]} x {SIDES[dataset]}"
+    label, side = f"{study.digits_of(dataset)} digits", study.side_of(dataset)
+    if side:
+        label += f", {side} x {side}"
     axes.plot([], [], color=color, marker=marker, markersize=4, label=label)
     return first_off
 
@@ -201,11 +196,11 @@ def rates(read):
 
     Runs that are off the image are black points at the top edge; in the medians they are larger than any.
     """
-    curves = study.by_rate(read.whole)
+    curves = study.by_rate(read.counted)
     figure = Figure(figsize=(WIDTH, 3.3))
     axes = figure.subplots()
-    shifts = {"mnist": 0.91, "cluttered": 1.09} if len(curves) > 1 else {}  # beside each other
-    first_off = min(draw_curve(axes, dataset, runs, shifts.get(dataset, 1)) for dataset, runs in curves.items())
+    first_offs = [draw_curve(axes, *curve, i, len(curves)) for i, curve in enumerate(curves.items())]
+    first_off = min(first_offs)
     if first_off < math.inf:
         at_the_edge = {"ha": "right", "va": "center", "transform": axes.get_xaxis_transform()}
         axes.text(first_off / 1.2, 0.975, "off the image \N{RIGHTWARDS ARROW}", **at_the_edge)
@@ -265,19 +260,19 @@ OPTIMIZERS = {"SGD": BLUE, "SGD, momentum": "#CC79A7", "Adam": VERMILION}
 
 def dose(read):
     """Accuracy over the limit of a step's motion, of experiments 26 and 35, a point a seed."""
-    doses = {name: study.group(standard_runs(experiment, read.whole)) for name, experiment in DOSES.items()}
+    doses = [study.group(standard_runs(experiment, read.counted)) for experiment in DOSES]
+    doses = [groups for groups in doses if groups]
     figure = Figure(figsize=(WIDTH, 3))
     axes = figure.subplots()
-    limits = sorted({seeds[0]["max_motion"] or math.inf for groups in doses.values() for seeds in groups})
-    for (name, groups), marker, shift in zip(doses.items(), "os", (-0.08, 0.08), strict=True):
+    limits = sorted({seeds[0]["max_motion"] or math.inf for groups in doses for seeds in groups})
+    for groups, marker, shift in zip(doses, "os", (-0.08, 0.08), strict=False):
         for seeds in groups:
             color = OPTIMIZERS[study.optimizer_kind(seeds[0])]
             x = limits.index(seeds[0]["max_motion"] or math.inf) + shift
             for run in seeds:
-                late = statistics.median(row["test/accuracy"] for row in run["history"][10:20])
-                style = {"markerfacecolor": "none"} if run["failed"] else {}
-                axes.plot(x, late, marker, color=color, **style)
-        axes.plot([], [], marker, color=color, label=name)
+                late = study.median_of(run["history"][10:20], "test/accuracy")
+                axes.plot(x, late, marker, color=color, markerfacecolor="none" if run["failed"] else color)
+        axes.plot([], [], marker, color=color, label=optimizer_label(groups[0]))
     axes.plot([], [], "o", color="grey", markerfacecolor="none", label="failed")
     axes.set_xticks(range(len(limits)), ["none" if limit == math.inf else f"{limit:g}" for limit in limits])
     axes.set(ylim=(0, 100), xlabel="limit of a step's motion (pixels)", ylabel="test accuracy,\nepochs 11 to 20 (%)")
@@ -290,16 +285,17 @@ def leaky(read):
     figure = Figure(figsize=(WIDTH, 3))
     axes = figure.subplots()
     top, drawn = 0.4, []  # the digits' own places have 0.31; off the image it goes anywhere
-    for lines, experiment in ADAM_FACTORIAL.items():
+    for experiment, lines in ADAM_FACTORIAL.items():
         style = {"color": BLUE if "leaky" in lines else VERMILION, "linestyle": "-" if "limited" in lines else "--"}
-        seeds = standard_runs(experiment, read.whole)
+        seeds = standard_runs(experiment, read.counted)
         for run in seeds:
             rows = run["history"][: run["failed"]]
             axes.plot(column(rows, "epoch"), column(rows, "stn/spread"), **style)
             if run["failed"]:
-                at = min(rows[-1]["stn/spread"], top)
+                at = min(column(rows, "stn/spread")[-1], top)
                 axes.plot(run["failed"], at, "X", clip_on=False, color="black", markersize=6)
-        drawn += [Line2D([], [], label=f"{lines} ({experiment})", **style)] * bool(seeds)
+        if seeds:
+            drawn.append(Line2D([], [], label=f"{lines} ({experiment})", **style))
     drawn.append(Line2D([], [], color="black", marker="X", linestyle="", label="leaves the image"))
     axes.set(xlim=(0, 100), ylim=(-0.01, top), xlabel="epoch", ylabel="spread of the regions' centres")
     figure.legend(handles=drawn, loc="outside upper center", ncols=3)
@@ -315,7 +311,7 @@ def compare(read, first, second):
     panels = figure.subplots(2, 1, sharex=True)
     handles = []
     for experiment, color in ((first, VERMILION), (second, BLUE)):
-        seeds = standard_runs(experiment, read.whole)
+        seeds = standard_runs(experiment, read.counted)
         published = study.pick(read.published, experiment=f"classification_experiment_{experiment}")
         for axes, tag in zip(panels, ("test/accuracy", "train/loss"), strict=True):
             for run in seeds:
@@ -350,7 +346,7 @@ FIGURES = {
 
 def make_figures(assets):
     """Writes the figures into the folder that holds the CSV files."""
-    read = read_study(assets)
+    read = study.read_all(assets)
     with matplotlib.rc_context(STYLE):
         for name, draw in FIGURES.items():
             drawn, file = io.BytesIO(), io.BytesIO()

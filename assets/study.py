@@ -5,26 +5,49 @@ import re
 from itertools import groupby
 from statistics import median
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 
 from assets.records import read_runs, read_table, run_key, run_sort_key, settings_of
-from common import DEFAULTS, collapsed, failed
+from common import DEFAULTS, SIDES, collapsed, failed
 
-FULL = {"digits": "full", "limit": 60000}
-STANDARD = {"dataset": "cluttered"} | FULL  # what experiments are compared by: all canvases of the full digits
+FULL = {"digits": "full", "limit": DEFAULTS["limit"]}
+STANDARD = {"dataset": DEFAULTS["dataset"]} | FULL  # what experiments are compared by: all canvases of the full digits
 SGD, ADAM = "SGD(lr=0.01)", "Adam(lr=0.0001)"  # one learning rate for all weights, as runs.csv has them
 ONE_MAP = 0.01  # spread under which the regions' centres are one place for all images
 
 
 def read_all(assets):
-    """Returns all that the CSV files hold: `runs`, and the rows of each measurement."""
+    """Returns all that a folder's CSV files hold: `runs`, those that are `counted`, and the rows of measurements."""
+    runs = read_runs(assets)
     return SimpleNamespace(
-        runs=read_runs(assets),
+        assets=assets,
+        runs=runs,
+        counted=without_repeats(runs),
         replays=read_table(assets / "failures.csv"),
         elsewhere=read_table(assets / "elsewhere.csv"),
         speed=read_table(assets / "speed.csv"),
+        published=read_table(assets / "published_runs.csv"),
     )
+
+
+# ------------------------------------------------------------------------------------------------------------ data sets
+
+
+def moves_about(dataset):
+    """Whether the digits of a data set have different places in its images."""
+    return dataset != "mnist"
+
+
+def side_of(dataset):
+    """Side of a data set's images in pixels, or None where it is not known."""
+    return SIDES.get(dataset)
+
+
+def digits_of(dataset):
+    """What tables and figures call the digits of a data set."""
+    return "plain" if dataset == "mnist" else dataset
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
@@ -53,7 +76,8 @@ def plain_runs(optimizer, runs):
 
 def optimizer_kind(run):
     """What figures and tables tell optimizers apart by: "SGD", "SGD, momentum" or "Adam"."""
-    return run["optimizer"].partition("(")[0] + ", momentum" * ("momentum" in run["optimizer"])
+    kind = run["optimizer"].partition("(")[0]
+    return f"{kind}, momentum" if "momentum" in run["optimizer"] else kind
 
 
 def without_repeats(runs):
@@ -61,15 +85,19 @@ def without_repeats(runs):
 
     Over fewer epochs fewer fail, so that they are in no count of failures.
     """
-    return [r for seeds in group(runs) for r in seeds if r["epochs"] == max(other["epochs"] for other in seeds)]
+    kept = []
+    for seeds in group(runs):
+        longest = max(run["epochs"] for run in seeds)
+        kept += [run for run in seeds if run["epochs"] == longest]
+    return kept
 
 
 def by_rate(runs):
-    """Returns {dataset: {learning rate of the localization net: runs}} of experiment 17, plain digits first."""
+    """Returns {dataset: {learning rate of the localization net: runs}} of experiment 17, still digits first."""
     found = {}
     for seeds in group(pick(runs, **FULL, experiment=17)):
         found.setdefault(seeds[0]["dataset"], {})[float(seeds[0]["variant"])] = seeds
-    return dict(sorted(found.items(), key=lambda item: item[0] != "mnist"))
+    return {dataset: found[dataset] for dataset in sorted(found, key=moves_about)}
 
 
 # --------------------------------------------------------------------------------------------------------------- events
@@ -89,9 +117,9 @@ def reaches(history, accuracy):
     return next((row["epoch"] for row in history if row["test/accuracy"] >= accuracy), None)
 
 
-def off_the_image(row):
-    """Whether the transformer has collapsed, in a row of results.csv, sharpness.csv or elsewhere.csv."""
-    return collapsed([{"epoch": 1, "stn/inside": row.get("stn/inside", row.get("inside"))}]) is not None
+def off_the_image(inside):
+    """Whether a transformer with that inside has collapsed."""
+    return collapsed([{"epoch": 1, "stn/inside": inside}]) is not None
 
 
 def before_failure(run):
@@ -103,6 +131,12 @@ def before_failure(run):
 
 ZOOMED_OUT = 1.1  # scale over which a run on plain digits has zoomed out
 LONG = 40  # epochs from which on what became of a run is its own; of a shorter one that did not fail, its setting's
+
+
+def median_of(rows, tag):
+    """The median of a scalar over the rows that have it, or None if none has."""
+    values = [row[tag] for row in rows if row.get(tag) is not None]
+    return median(values) if values else None
 
 
 def judged_epochs(run):
@@ -135,32 +169,47 @@ def fate(run):
     if run["failed"] and run["failed"] <= 100:
         return "failed"
     last = run["history"][-3:]
-    if run["dataset"] == "mnist":
-        return "zoomed out" if last[-1]["stn/scale"] > ZOOMED_OUT else "lasts"
-    spreads = [row["stn/spread"] for row in last]
+    if not moves_about(run["dataset"]):
+        scale = last[-1].get("stn/scale")
+        return "zoomed out" if scale is not None and scale > ZOOMED_OUT else "lasts"
+    spreads = [row.get("stn/spread") for row in last]
     return "one map" if None not in spreads and max(spreads) < ONE_MAP else "lasts"
 
 
+def has_failed(run):
+    """Whether a run collapsed, lost its solution or zoomed out."""
+    return fate(run) in ("failed", "zoomed out")
+
+
 def failure_chance(run, runs):
-    """0 or 1, whether a run collapsed, lost its solution or zoomed out; where it is short, the share of its setting's.
+    """0 or 1, whether a run has failed; where it is short, the share of its setting's runs that have.
 
     That is, of the longer runs with the same settings and data, if there are any, and it did not fail itself.
     """
-    own = float(fate(run) in ("failed", "zoomed out"))
-    if own or len(run["history"]) >= LONG:
-        return own
+    if has_failed(run):
+        return 1
     setting = run["dataset"], run["limit"], settings_of(run)
     alike = [other for other in runs if (other["dataset"], other["limit"], settings_of(other)) == setting]
-    longer = [float(fate(other) in ("failed", "zoomed out")) for other in alike if len(other["history"]) >= LONG]
-    return sum(longer) / len(longer) if longer else own
+    longer = [has_failed(other) for other in alike if len(other["history"]) >= LONG]
+    if len(run["history"]) >= LONG or not longer:
+        return 0
+    return longer.count(True) / len(longer)
+
+
+class Ranking(NamedTuple):
+    """The area under the ROC curve, and its 95 % interval."""
+
+    area: float
+    low: float
+    high: float
 
 
 def ranking(figures, chances):
-    """How well a figure ranks failing runs above lasting ones: the area under the ROC curve, and its 95 % interval.
+    """How well a figure ranks failing runs above lasting ones, a `Ranking`.
 
     1 if every run that fails has a larger figure than every one that lasts, 0.5 by chance. `chances` (0 to 1) are those
     of failing: a run of which only its setting's share is known counts as both, in these parts. The interval is the
-    bootstrap's over the runs, of 2,000 draws. Returns (area, low, high), all nan where nothing fails or nothing lasts.
+    bootstrap's over the runs, of 2,000 draws. All is nan where nothing fails or nothing lasts.
     """
     figures, chances = np.asarray(figures, float), np.asarray(chances, float)
 
@@ -174,4 +223,4 @@ def ranking(figures, chances):
     drawn = [area(index) for index in draws]
     drawn = [value for value in drawn if not math.isnan(value)]
     low, high = np.quantile(drawn, (0.025, 0.975)) if drawn else (math.nan, math.nan)
-    return float(area(np.arange(len(figures)))), float(low), float(high)
+    return Ranking(float(area(np.arange(len(figures)))), float(low), float(high))

@@ -1,17 +1,19 @@
 """What assets.figures draws from the CSV files: values, found in the figures before they become pixels."""
 
+import io
 import shutil
+from types import SimpleNamespace
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 from conftest import ROOT
-from made_up import TAGS, run
+from made_up import TAGS, run, without
 from matplotlib.colors import to_hex
 
 import common
 from assets import figures, records
-from assets.figures import read_study
+from assets.study import read_all
 
 
 def history(*epochs):
@@ -64,7 +66,7 @@ def test_a_strip_is_black_off_the_image_hatched_for_one_map_and_marked_where_the
     assert not figures.timeline_strip([row | {"stn/spread": None} for row in rows])[1].any()
 
     records.write_runs([whole(rows, 1)], assets)
-    axes = axes_of(figures.timeline(read_study(assets)), xlabel="epoch")
+    axes = axes_of(figures.timeline(read_all(assets)), xlabel="epoch")
     (image,), (hatched,) = axes.images, axes.collections
     assert (image.get_array().mask == colors.mask).all()
     assert to_hex(image.cmap.get_bad()) == "#000000"
@@ -77,7 +79,7 @@ def test_the_timeline_has_a_strip_a_run_of_the_cures_in_their_order(assets):
     runs += [whole(history(*[FINE] * 120), 21), whole(history(*[FINE] * 29, OFF), 21, seed=1, epochs=120)]
     runs += [whole(history(*[FINE] * 90), 7), whole(history(*[FINE] * 90), 99)]
     records.write_runs(runs, assets)
-    axes = axes_of(figures.timeline(read_study(assets)), xlabel="epoch")
+    axes = axes_of(figures.timeline(read_all(assets)), xlabel="epoch")
     titles = [" ".join(label.get_text().split()) for label in axes.get_yticklabels()]
     assert titles == ["1: title of 1", "21: title of 21", "7: title of 7"]
     assert [image.get_extent()[:2] for image in axes.images] == [[0.5, n + 0.5] for n in (100, 120, 30, 90)]
@@ -94,7 +96,7 @@ def test_the_dose_has_a_point_a_seed_open_where_it_failed(assets):
         return whole(rows, 26, seed=seed, variant=str(pixels or "unlimited"), max_motion=pixels)
 
     records.write_runs([dosed(0.1, 0, 94), dosed(0.1, 1, 92), dosed(3, 0, 80), dosed(None, 0, 11, OFF)], assets)
-    axes = figures.dose(read_study(assets)).axes[0]
+    axes = figures.dose(read_all(assets)).axes[0]
     points = [line for line in axes.lines if len(line.get_xdata())]
     assert [round(line.get_xdata()[0]) for line in points] == [0, 0, 1, 2]
     assert [line.get_ydata()[0] for line in points] == [94, 92, 80, 11]
@@ -105,7 +107,7 @@ def test_the_dose_has_a_point_a_seed_open_where_it_failed(assets):
 def test_spread_is_drawn_up_to_the_failure_leaky_or_not(assets):
     dead, leaves = history(*[ONE_MAP] * 6), history(*[FINE] * 3, OFF, OFF)
     records.write_runs([whole(dead, 9), whole(leaves, 19), whole(history(*[FINE] * 4), 21)], assets)
-    axes = figures.leaky(read_study(assets)).axes[0]
+    axes = figures.leaky(read_all(assets)).axes[0]
     curves = [list(line.get_ydata()) for line in axes.lines]
     assert curves == [[0.002] * 6, [0.3, 0.3, 0.3, 0.0], [0.0], [0.3] * 4]  # the third is the mark of the failure
     dead, leaky, _, both = (line.get_color() for line in axes.lines)
@@ -115,7 +117,7 @@ def test_spread_is_drawn_up_to_the_failure_leaky_or_not(assets):
 def test_two_experiments_are_compared_a_panel_a_measure_and_a_run_is_pale_once_it_failed(assets):
     runs = [whole(history(*[FINE] * 4, *[OFF] * 3), 1), whole(history(*[FINE] * 7), 2)]
     records.write_runs(runs, assets)
-    accuracy, loss = figures.compare(read_study(assets), 1, 2).axes
+    accuracy, loss = figures.compare(read_all(assets), 1, 2).axes
     curves = [line for line in loss.lines if line.get_linestyle() == "-" and line.get_marker() == "None"]
     drawn = [(line.get_color(), list(line.get_xdata()), line.get_alpha()) for line in curves]
     assert drawn == [
@@ -140,25 +142,41 @@ def test_scale_over_the_rate_has_a_point_a_seed_and_those_off_the_image_at_the_e
         for seed, scale in enumerate(scales)
     ]
     records.write_runs(runs, assets)
-    axes = axes_of(figures.rates(read_study(assets)), "scale after the last epoch")
-    *points, (xs, medians) = lines(axes, figures.VERMILION)
+    axes = axes_of(figures.rates(read_all(assets)), "scale after the last epoch")
+    *points, (xs, medians) = lines(axes, figures.BLUE)
     assert [ys for _, ys in points] == [[0.8, 0.9, 1.0], [1.2, 1.4], [1.9]]
     assert medians == pytest.approx([0.9, 1.4, np.nan], nan_ok=True)  # off the image is larger than any scale
-    assert [ys for _, ys in lines(axes, "#000000")] == [[0.95], [0.95, 0.95]]  # of the height of the axes
+    assert [ys for _, ys in lines(axes, "#000000")] == [[1], [1, 1]]  # of the height of the axes
     assert xs == [0.001, 0.01, 0.1]
+
+
+def test_each_data_set_has_a_curve_beside_the_others_those_that_nobody_knows_as_well(assets):
+    datasets = ("cluttered", "fashion", "mnist")
+    runs = [whole(history(row), 17, variant="0.1", dataset=dataset) for dataset in datasets for row in (FINE,)]
+    runs.append(whole(history(OFF), 17, variant="0.2", dataset="fashion"))
+    records.write_runs(runs, assets)
+    axes = axes_of(figures.rates(read_all(assets)), "scale after the last epoch")
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["plain digits, 28 x 28", "cluttered digits, 60 x 60", "fashion digits"]
+    medians = [xs[0] for color, _ in figures.CURVES for xs, _ in lines(axes, color.upper())[-1:]]
+    assert medians == pytest.approx([0.082, 0.1, 0.118])
+    assert [ys for _, ys in lines(axes, "#000000")] == [[0.9]]
 
 
 # ----------------------------------------------------------------------------------------------------------------- main
 
 
-def test_older_and_newer_runs_are_drawn_together(assets):
-    older = [whole([row | {"stn/spread": None} for row in history(*[FINE] * 6)], 1)]
-    newer = [whole(history(*[FINE] * 6), 22, max_motion=0.1), whole(history(*[FINE] * 6), 1, dataset="enlarged")]
-    words = [whole(history(*[FINE] * 20), 26, variant=variant) for variant in ("0.03", "unlimited")]
-    rates = [whole(history(FINE), 17, variant=rate, dataset="enlarged") for rate in ("0.1", "0.2")]
-    records.write_runs([*older, *newer, *words, *rates], assets)
-    for draw in (figures.timeline, figures.dose, figures.rates):
-        draw(read_study(assets))
+@pytest.mark.parametrize("tag", ["stn/scale", "stn/spread"])
+def test_older_runs_that_lack_a_scalar_are_drawn_beside_newer_ones(tag):
+    runs = [whole(history(*[FINE] * 20), experiment) for experiment in (1, 2, 21, 22)]
+    runs.append(whole(history(*[FINE] * 20, OFF), 19, collapsed=21, failed=21))
+    runs += [whole(history(*[FINE] * 20), 26, variant=variant) for variant in ("0.03", "unlimited")]
+    runs += [whole(history(FINE), 17, variant=rate) for rate in ("0.1", "0.2")]
+    older = [other | {"seed": 1, "history": without(other["history"], tag)} for other in runs]
+    read = SimpleNamespace(counted=runs + older, published=[])
+    drawings = (figures.timeline, figures.dose, figures.rates, figures.leaky)
+    for draw in (*drawings, lambda read: figures.compare(read, 1, 2)):
+        draw(read).savefig(io.BytesIO())
 
 
 def test_the_committed_figures_and_tables_are_made_of_the_committed_files(tmp_path, monkeypatch):

@@ -57,13 +57,13 @@ def test_a_failure_says_which_event_it_was(epochs, cell):
     assert tables.failure(run(epochs)) == cell
 
 
-def test_drift_is_told_of_the_runs_that_lasted():
+def test_whether_scale_creeps_is_told_of_the_runs_that_lasted():
     scales = [1.0] * 20 + [0.8] * 10 + [3.0] * 10 + [0.9] * 10
     lasts = [row | {"stn/scale": scale} for row, scale in zip(LASTS, scales, strict=False)]
     zooms_in = [row | {"stn/scale": 0.8 - row["epoch"] / 500} for row in LASTS]
     runs = [run(lasts, epochs=50), run(LOSES, seed=1), run(lasts, seed=2), run(lasts[:30], 2, epochs=30)]
     runs += [run(zooms_in, 10), run([row | {"stn/scale": 0.7} for row in LASTS], 10, seed=1)]
-    assert rows(tables.drift(runs)) == [
+    assert rows(tables.scale_creep(runs)) == [
         ["1: made up", "1", "0.80", "0.90", "0.10"],
         ["10: made up", "2", "0.72 (0.70 to 0.75)", "0.65 (0.61 to 0.70)", "-0.07 (-0.14 to 0.00)"],
     ]

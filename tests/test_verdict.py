@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from made_up import LASTS, LOSES, OFF, WELL, history, rows, run
+from made_up import LASTS, LOSES, OFF, OPTIONAL_TAGS, WELL, history, rows, run, without
 
 from assets import study, tables
 
@@ -84,11 +84,9 @@ def test_ranking_is_the_area_under_the_curve():
 
 
 def test_the_tables_of_doses_and_of_lines_count_what_their_runs_did():
-    doses = [
-        run(with_motion(LASTS[:20], 0.1), experiment=26, variant="0.1", seed=seed, max_motion=0.1, epochs=20)
-        for seed in (0, 1)
-    ]
-    doses += [run(LASTS[:20], experiment=26, variant="unlimited", epochs=20)]
+    columns = {"experiment": 26, "epochs": 20, "optimizer": "Adam(lr=0.001)"}
+    doses = [run(with_motion(LASTS[:20], 0.1), variant="0.1", seed=seed, max_motion=0.1, **columns) for seed in (0, 1)]
+    doses += [run(LASTS[:20], variant="unlimited", **columns)]
     limited, free = rows(tables.dose(doses))
     assert limited[:5] == ["Adam 0.001", "0.1", "0 of 2", "0 of 2", "90.0, 90.0"] and limited[7] == "0.1, 0.1"
     assert free[1] == "none"
@@ -97,3 +95,32 @@ def test_the_tables_of_doses_and_of_lines_count_what_their_runs_did():
         ["SGD 0.01", "neither", "1", "100", "1 of 1", "0 of 1"],
         ["SGD 0.01", "leaky and limited", "24", "100", "0 of 1", "0 of 1"],
     ]
+
+
+@pytest.mark.parametrize("tag", OPTIONAL_TAGS)
+def test_what_older_runs_lack_is_a_dash_in_every_table(tag):
+    older = without(LASTS, tag)
+    runs = [run(older, experiment) for experiment in (1, 7, 9, 18)] + [run(older, 11, max_grad_norm=1)]
+    runs += [run(older, 17, variant="0.1", dataset=dataset) for dataset in ("cluttered", "mnist")]
+    runs += [run(older[:20], 26, variant="0.1", max_motion=0.1, epochs=20)]
+    whole = [other | {"history": LASTS[: other["epochs"]]} for other in runs]
+    of_runs = (tables.all_results, tables.scale_creep, tables.cures, tables.comparisons, tables.rates, tables.clipped)
+    for make in (*of_runs, tables.factorial, tables.dose):
+        lines, wanted = rows(make(runs)), rows(make(whole))
+        assert len(lines) == len(wanted) > 0
+        for cells, others in zip(lines, wanted, strict=True):
+            assert all(cell in (other, "-", "0 of 1") for cell, other in zip(cells, others, strict=True)), make
+    has_column = {"stn/scale": tables.scale_creep, "stn/spread": tables.all_results, "stn/active": tables.factorial}
+    has_column |= {"stn/motion": tables.dose, "stn/limited": tables.dose, "train/clipped": tables.clipped}
+    if tag in has_column:
+        assert "| - " in has_column[tag](runs[:5] + runs[7:])
+
+
+def test_a_data_set_that_nobody_knows_is_shown_and_its_digits_move_about():
+    made = [run(LASTS, 17, variant="0.1", dataset=dataset) for dataset in ("fashion", "mnist", "cluttered")]
+    assert [line[0] for line in rows(tables.rates(made))] == ["plain", "cluttered", "fashion"]
+    labels = ["17: made up", "17: made up, fashion digits", "17: made up, plain digits"]
+    assert [line[0] for line in rows(tables.all_results(made))] == labels
+    one_map = history(*[WELL] * 100, **{"stn/spread": 0.001, "stn/scale": 1.2})
+    fates = [study.fate(run(one_map, dataset=dataset)) for dataset in ("fashion", "mnist", "enlarged")]
+    assert fates == ["one map", "zoomed out", "one map"]
