@@ -41,7 +41,6 @@ BLUE, VERMILION = "#0072B2", "#D55E00"
 SCALE_COLORS = LinearSegmentedColormap.from_list("scale", (BLUE, "#F4F4F4", VERMILION))  # no dark end: black is apart
 SCALE_COLORS = SCALE_COLORS.with_extremes(bad="black")
 SCALES = (0.5, 0.6, 0.8, 1, 1.4, 2, 3, 5)  # ticks of a logarithmic axis
-LABELS = {"test/accuracy": "test accuracy (%)", "train/loss": "train loss"}
 
 
 def column(history, name):
@@ -302,36 +301,6 @@ def leaky(read):
     return figure
 
 
-# ------------------------------------------------------------------------------------------------- the document's runs
-
-
-def compare(read, first, second):
-    """Test accuracy and train loss of two experiments, a line a seed, pale once it has failed, and the published."""
-    figure = Figure(figsize=(WIDTH, 4.6))
-    panels = figure.subplots(2, 1, sharex=True)
-    handles = []
-    for experiment, color in ((first, VERMILION), (second, BLUE)):
-        seeds = standard_runs(experiment, read.counted)
-        published = study.pick(read.published, experiment=f"classification_experiment_{experiment}")
-        for axes, tag in zip(panels, ("test/accuracy", "train/loss"), strict=True):
-            for run in seeds:
-                values, end = column(run["history"], tag), run["failed"] or len(run["history"])
-                epochs = column(run["history"], "epoch")
-                axes.plot(epochs[:end], values[:end], color=color)
-                axes.plot(epochs[end - 1 :], values[end - 1 :], color=color, alpha=0.2)
-                if run["failed"]:
-                    axes.plot(end, values[end - 1], "X", color=color, markeredgecolor="white", markersize=7, zorder=3)
-            axes.set_ylabel(LABELS[tag])
-        theirs = column(published, "epoch"), column(published, "test_accuracy_percent")
-        panels[0].plot(*theirs, ":", color=color, linewidth=1.4)
-        handles.append(Line2D([], [], color=color, linewidth=3, label=f"{experiment}: {seeds[0]['title']}"))
-    handles.append(Line2D([], [], color="grey", marker="X", linestyle="", markersize=7, label="fails"))
-    handles.append(Line2D([], [], color="grey", linestyle=":", linewidth=1.4, label="as published"))
-    panels[-1].set_xlabel("epoch")
-    figure.legend(handles=handles, loc="outside upper center", ncols=2)
-    return figure
-
-
 FIGURES = {
     "states.png": states,
     "dose.png": dose,
@@ -339,8 +308,6 @@ FIGURES = {
     "failures.png": failures,
     "timeline.png": timeline,
     "rates.png": rates,
-    "classification_experiment_2_vs_1.png": lambda read: compare(read, 1, 2),
-    "classification_experiment_3_vs_2.png": lambda read: compare(read, 2, 3),
 }
 
 

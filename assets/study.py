@@ -28,7 +28,6 @@ def read_all(assets):
         replays=read_table(assets / "failures.csv"),
         elsewhere=read_table(assets / "elsewhere.csv"),
         speed=read_table(assets / "speed.csv"),
-        published=read_table(assets / "published_runs.csv"),
     )
 
 

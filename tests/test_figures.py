@@ -30,10 +30,9 @@ FINE, ONE_MAP, OFF = (1.0, 0.5, 0.9, 0.3), (1.2, 1.2, 0.7, 0.002), (2.3, 4.0, 0.
 
 @pytest.fixture
 def assets(tmp_path):
-    """A folder for CSV files that holds the published runs alone."""
+    """An empty folder for CSV files."""
     folder = tmp_path / "assets"
     folder.mkdir()
-    shutil.copy(ROOT / "assets" / "published_runs.csv", folder)
     return folder
 
 
@@ -114,23 +113,6 @@ def test_spread_is_drawn_up_to_the_failure_leaky_or_not(assets):
     assert leaky == both == figures.BLUE and dead == figures.VERMILION
 
 
-def test_two_experiments_are_compared_a_panel_a_measure_and_a_run_is_pale_once_it_failed(assets):
-    runs = [whole(history(*[FINE] * 4, *[OFF] * 3), 1), whole(history(*[FINE] * 7), 2)]
-    records.write_runs(runs, assets)
-    accuracy, loss = figures.compare(read_all(assets), 1, 2).axes
-    curves = [line for line in loss.lines if line.get_linestyle() == "-" and line.get_marker() == "None"]
-    drawn = [(line.get_color(), list(line.get_xdata()), line.get_alpha()) for line in curves]
-    assert drawn == [
-        (figures.VERMILION, [1, 2, 3, 4, 5], None),
-        (figures.VERMILION, [5, 6, 7], 0.2),
-        (figures.BLUE, [1, 2, 3, 4, 5, 6, 7], None),
-        (figures.BLUE, [7], 0.2),
-    ]
-    assert [list(line.get_xdata()) for line in loss.lines if line.get_marker() == "X"] == [[5]]
-    published = [line for line in accuracy.lines if line.get_linestyle() == ":"]
-    assert [len(line.get_xdata()) for line in published] == [100, 100]
-
-
 # ---------------------------------------------------------------------------------------------------------------- rates
 
 
@@ -173,9 +155,8 @@ def test_older_runs_that_lack_a_scalar_are_drawn_beside_newer_ones(tag):
     runs += [whole(history(*[FINE] * 20), 26, variant=variant) for variant in ("0.03", "unlimited")]
     runs += [whole(history(FINE), 17, variant=rate) for rate in ("0.1", "0.2")]
     older = [other | {"seed": 1, "history": without(other["history"], tag)} for other in runs]
-    read = SimpleNamespace(counted=runs + older, published=[])
-    drawings = (figures.timeline, figures.dose, figures.rates, figures.leaky)
-    for draw in (*drawings, lambda read: figures.compare(read, 1, 2)):
+    read = SimpleNamespace(counted=runs + older)
+    for draw in (figures.timeline, figures.dose, figures.rates, figures.leaky):
         draw(read).savefig(io.BytesIO())
 
 
