@@ -343,22 +343,6 @@ def rates(runs):
     return markdown(columns, [seeds for by_rate in study.by_rate(runs).values() for seeds in by_rate.values()])
 
 
-def clipped_shares(runs):
-    """The shares in percent of the steps that a bound of the gradient's norm touches, epochs before a run failed."""
-    shares = [row.get("train/clipped") for run in runs for row in study.before_failure(run)]
-    return [100 * share for share in shares if share is not None]
-
-
-def clipped(runs):
-    columns = [
-        ("experiment", experiment_label),
-        ("bound", lambda seeds: seeds[0]["max_grad_norm"]),
-        ("runs", len),
-        ("steps clipped in an epoch, %", lambda seeds: middle_and_range(clipped_shares(seeds))),
-    ]
-    return markdown(columns, study.group(run for run in runs if run["max_grad_norm"] is not None))
-
-
 # ------------------------------------------------------------------------------------------------- the two failures
 
 ADAM_FACTORIAL = {9: "neither", 19: "leaky", 20: "limited", 21: "leaky and limited"}  # experiments
@@ -486,7 +470,7 @@ def speed(rows):
 def make_tables(assets=ASSETS):
     """Returns {marker: table in Markdown, ending in a newline} of the CSV files in a folder."""
     read = study.read_all(assets)
-    of_runs = (all_results, scale_creep, cures, robustness, comparisons, rates, clipped, factorial, dose)
+    of_runs = (all_results, scale_creep, cures, robustness, comparisons, rates, factorial, dose)
     tables = {function.__name__: function(read.counted) for function in of_runs}
     return tables | {"elsewhere": elsewhere(read.elsewhere), "speed": speed(read.speed)}
 

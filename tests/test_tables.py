@@ -132,14 +132,6 @@ def test_rates_count_the_runs_that_failed_and_that_zoomed_out():
     ]
 
 
-def test_the_steps_that_were_clipped_are_counted_up_to_the_failure():
-    epochs = fails_in(4, of=10)
-    for row, share in zip(epochs, (0.1, 0.2, 0.6, *[0] * 7), strict=True):
-        row["train/clipped"] = share
-    (cells,) = rows(tables.clipped([run(epochs, 11, max_grad_norm=1, epochs=10), run(LASTS)]))
-    assert cells == ["11: made up", "1", "1", "20.00 (10.00 to 60.00)"]
-
-
 # ---------------------------------------------------------------------------------------------------------------- pages
 
 

@@ -104,14 +104,14 @@ def test_what_older_runs_lack_is_a_dash_in_every_table(tag):
     runs += [run(older, 17, variant="0.1", dataset=dataset) for dataset in ("cluttered", "mnist")]
     runs += [run(older[:20], 26, variant="0.1", max_motion=0.1, epochs=20)]
     whole = [other | {"history": LASTS[: other["epochs"]]} for other in runs]
-    of_runs = (tables.all_results, tables.scale_creep, tables.cures, tables.comparisons, tables.rates, tables.clipped)
+    of_runs = (tables.all_results, tables.scale_creep, tables.cures, tables.comparisons, tables.rates)
     for make in (*of_runs, tables.factorial, tables.dose):
         lines, wanted = rows(make(runs)), rows(make(whole))
         assert len(lines) == len(wanted) > 0
         for cells, others in zip(lines, wanted, strict=True):
             assert all(cell in (other, "-", "0 of 1") for cell, other in zip(cells, others, strict=True)), make
     has_column = {"stn/scale": tables.scale_creep, "stn/spread": tables.all_results, "stn/active": tables.factorial}
-    has_column |= {"stn/motion": tables.dose, "stn/limited": tables.dose, "train/clipped": tables.clipped}
+    has_column |= {"stn/motion": tables.dose, "stn/limited": tables.dose}
     if tag in has_column:
         assert "| - " in has_column[tag](runs[:5] + runs[7:])
 
