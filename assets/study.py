@@ -10,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from assets.records import read_runs, read_table, run_key, run_sort_key, settings_of
-from common import DEFAULTS, SIDES, collapsed, failed
+from common import DEFAULTS, SIDES, collapsed
 
 FULL = {"digits": "full", "limit": DEFAULTS["limit"]}
 STANDARD = {"dataset": DEFAULTS["dataset"]} | FULL  # what experiments are compared by: all canvases of the full digits
-SGD, ADAM = "SGD(lr=0.01)", "Adam(lr=0.0001)"  # one learning rate for all weights, as runs.csv has them
 ONE_MAP = 0.01  # spread under which the regions' centres are one place for all images
 
 
@@ -62,17 +61,6 @@ def group(runs):
     return [list(seeds) for _, seeds in groupby(sorted(runs, key=run_sort_key), key=lambda run: run_key(run)[:-1])]
 
 
-def is_plain(run):
-    """Whether nothing but normalization, fill and optimizer sets a run apart: no other transformer, no bound, ..."""
-    settings, free = settings_of(run), ("mean", "std", "fill", "optimizer", "batch_size")
-    return all(settings[name] == DEFAULTS[name] for name in settings if name not in free)
-
-
-def plain_runs(optimizer, runs):
-    """The standard runs with that optimizer and nothing else changed but the normalization and the fill."""
-    return [run for run in pick(runs, **STANDARD, optimizer=optimizer) if is_plain(run)]
-
-
 def optimizer_kind(run):
     """What figures and tables tell optimizers apart by: "SGD", "SGD, momentum" or "Adam"."""
     kind = run["optimizer"].partition("(")[0]
@@ -102,8 +90,8 @@ def by_rate(runs):
 # --------------------------------------------------------------------------------------------------------------- events
 
 
-def count_failed(runs, **definition):
-    return sum(failed(run["history"], **definition) is not None for run in runs)
+def count_failed(runs):
+    return sum(run["failed"] is not None for run in runs)
 
 
 def was_stopped(run):

@@ -6,9 +6,7 @@ A row is a list of runs, those that differ by their seed alone, where nothing el
 
 import math
 import re
-from functools import partial
 from statistics import median
-from typing import NamedTuple
 
 from scipy import stats
 
@@ -17,12 +15,6 @@ from assets.elsewhere import LINES
 from assets.speed import EVERYBODYS
 from assets.study import digits_of, median_of
 from common import DEFAULTS, RunError
-
-DEFINITIONS = {  # of a failure: the one that is used, and the others that a claim has to hold under
-    "inside 0.05, loss 1.5": {},
-    "inside 0.01, loss 1.5": {"bound": 0.01},
-    "inside 0.05, loss 2": {"factor": 2},
-}
 
 # ---------------------------------------------------------------------------------------------------------------- cells
 
@@ -78,8 +70,8 @@ def experiment_label(runs):
     return f"{runs[0]['experiment']}: {runs[0]['title']}{data_suffix(runs[0])}"
 
 
-def failed_of(runs, **definition):
-    return f"{study.count_failed(runs, **definition)} of {len(runs)}"
+def failed_of(runs):
+    return f"{study.count_failed(runs)} of {len(runs)}"
 
 
 def failed_of_and_interval(runs):
@@ -249,80 +241,6 @@ def cures(runs):
     return markdown(columns, of_cures(runs))
 
 
-def fisher_p(one, other, definition):
-    """Fisher's exact p of two groups of runs, under a definition of a failure."""
-    counts = [(study.count_failed(runs, **definition), len(runs)) for runs in (one, other)]
-    return f"{stats.fisher_exact([[failures, total - failures] for failures, total in counts]).pvalue:.2g}"
-
-
-def robustness(runs):
-    """Which runs fail under other bounds of inside and other factors of the loss than those that were fixed."""
-    columns = [("experiment", experiment_label)]
-    columns += [(how, partial(failed_of, **definition)) for how, definition in DEFINITIONS.items()]
-    text = markdown(columns, study.group(study.pick(runs, variant=None)))
-    sgd, adam = study.plain_runs(study.SGD, runs), study.plain_runs(study.ADAM, runs)
-    for label, group in (("**all with SGD at 0.01 alone**", sgd), ("**all with Adam at 0.0001 alone**", adam)):
-        text += markdown_line([label, *(cell(group) for _, cell in columns[1:])])
-    ps = [fisher_p(sgd, adam, definition) for definition in DEFINITIONS.values()]
-    return text + markdown_line(["Fisher's exact p of the two", *ps])
-
-
-COMPARED = (  # an experiment with another, from which it differs by this alone
-    ("SGD at 0.001 instead of 0.01", 8, 1),
-    ("Adam at 0.001 instead of 0.0001", 9, 7),
-    ("the localization net at 0.001", 10, 1),
-    ("clipped at 1", 11, 1),
-    ("clipped at 25", 14, 1),
-    ("`theta` through `tanh`", 13, 1),
-    ("smoothed, with SGD", 15, 1),
-    ("smoothed, with Adam", 16, 7),
-    ("no transformer", 18, 7),
-    ("the first convolutions at 0.01 std^2", 12, 1),
-    ("the localization net at 0.005", 29, 1),
-    ("`theta` with a scale and a shift alone", 34, 1),
-    ("leaky", 23, 1),
-    ("limited to 0.1 pixels", 22, 1),
-    ("leaky and limited to 0.1 pixels", 24, 1),
-)
-
-
-class Comparison(NamedTuple):
-    """A row of `comparisons`: what was changed, the experiments in words, and the runs with the change and without."""
-
-    change: str
-    experiments: str
-    changed: list
-    unchanged: list
-
-    def best_accuracies(self):
-        return [at_best(runs, "test/accuracy") for runs in (self.changed, self.unchanged)]
-
-    def gain(self):
-        changed, unchanged = self.best_accuracies()
-        return f"{median(changed) - median(unchanged):+.2f}"
-
-
-def comparisons(runs):
-    """Failures by Fisher's exact test, best accuracies by Mann and Whitney's, exact unless there are ties."""
-    sgd, adam = study.plain_runs(study.SGD, runs), study.plain_runs(study.ADAM, runs)
-    rows = [Comparison("Adam at 0.0001 instead of SGD at 0.01", "all", adam, sgd)]
-    for change, one, other in COMPARED:
-        rows.append(Comparison(change, f"{one}, {other}", standard_runs(one, runs), standard_runs(other, runs)))
-    columns = [
-        ("what", lambda row: row.change),
-        ("experiments", lambda row: row.experiments),
-        ("runs failed", lambda row: failed_of_and_interval(row.changed)),
-        ("against", lambda row: failed_of_and_interval(row.unchanged)),
-    ]
-    for how, definition in DEFINITIONS.items():
-        columns.append((f"p: {how}", lambda row, how=definition: fisher_p(row.changed, row.unchanged, how)))
-    columns += [
-        ("best accuracy, difference of the medians, points", Comparison.gain),
-        ("p", lambda row: f"{stats.mannwhitneyu(*row.best_accuracies()).pvalue:.2g}"),
-    ]
-    return markdown(columns, [row for row in rows if row.changed and row.unchanged])
-
-
 def zoomed_out_of(runs):
     scales = [scale for scale in at_end(runs, "stn/scale") if scale is not None]
     return f"{sum(scale > study.ZOOMED_OUT for scale in scales)} of {len(runs)}"
@@ -470,7 +388,7 @@ def speed(rows):
 def make_tables(assets=ASSETS):
     """Returns {marker: table in Markdown, ending in a newline} of the CSV files in a folder."""
     read = study.read_all(assets)
-    of_runs = (all_results, scale_creep, cures, robustness, comparisons, rates, factorial, dose)
+    of_runs = (all_results, scale_creep, cures, rates, factorial, dose)
     tables = {function.__name__: function(read.counted) for function in of_runs}
     return tables | {"elsewhere": elsewhere(read.elsewhere), "speed": speed(read.speed)}
 

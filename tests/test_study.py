@@ -23,13 +23,6 @@ def test_runs_that_differ_by_their_seed_alone_are_a_group():
     ]
 
 
-def test_plain_runs_are_those_with_nothing_else_changed():
-    plain = run(LASTS, mean=0, std=1, fill=-0.4)
-    changes = {"transformer": "class Squashed", "max_grad_norm": 1, "max_motion": 0.1, "penalty": "a distance"}
-    changes |= {"dataset": "mnist", "digits": "embedded", "limit": 600, "optimizer": "SGD(lr=0.01, momentum=0.9)"}
-    assert study.plain_runs(study.SGD, [plain, *(plain | {name: changes[name]} for name in changes)]) == [plain]
-
-
 def test_a_repeat_over_fewer_epochs_is_left_out_and_a_run_that_was_stopped_is_not():
     runs = [run(LASTS), run(STOPPED, seed=1), run(LASTS[:30], seed=5, epochs=30), run(LASTS[:30], 2, epochs=30)]
     kept = study.without_repeats(runs)

@@ -96,26 +96,6 @@ def test_epochs_to_an_accuracy_are_a_median_over_all_runs():
     assert [tables.epochs_to(90, some) for some in (runs, runs + never[:2], runs + never)] == ["4", "9", None]
 
 
-def test_other_definitions_of_failure_stand_side_by_side():
-    edge = history(*[WELL] * 99, (1.0, 90.0, 0.02))
-    adam = [run(LASTS, 7, seed, optimizer="Adam(lr=0.0001)") for seed in range(3)]
-    runs = [run(STOPPED), run(edge, seed=1), run(LOSES, seed=2), *adam]
-    other = [run(STOPPED, 11, max_grad_norm=1), run(STOPPED, 13, transformer="class"), run(STOPPED, 1, dataset="mnist")]
-    *cells, sgd, none, p = rows(tables.robustness(runs + other))
-    assert cells[0] == ["1: made up", "3 of 3", "2 of 3", "2 of 3"]
-    assert sgd[1:] == ["3 of 3", "2 of 3", "2 of 3"] and none[1:] == ["0 of 3"] * 3
-    assert p[1:] == ["0.1", "0.4", "0.4"]
-
-
-def test_a_comparison_has_a_row_once_both_sides_have_runs():
-    runs = [run(STOPPED, 1, seed) for seed in range(3)]
-    assert rows(tables.comparisons(runs)) == []
-    runs += [run(LASTS, 10, seed, optimizer="SGD(lr=0.001 on stn; lr=0.01 on classifier)") for seed in range(3)]
-    (cells,) = rows(tables.comparisons(runs))
-    assert cells[1:4] == ["10, 1", "0 of 3 (0 to 71 %)", "3 of 3 (29 to 100 %)"]
-    assert cells[4:8] == ["0.1"] * 3 + ["+10.00"]
-
-
 def test_rates_count_the_runs_that_failed_and_that_zoomed_out():
     def ends(scale):
         return history(*[WELL] * 20, **{"stn/scale": scale})
