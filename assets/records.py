@@ -120,28 +120,16 @@ def read_runs(assets=ASSETS):
 
 
 def write_runs(runs, assets=ASSETS):
-    """Writes runs, as `read_runs` returns them, sorted, into both files, or into neither.
+    """Writes runs, as `read_runs` returns them, sorted, into both files.
 
-    What any run has measured is a column of results.csv.
+    What any run has measured is a column of results.csv. That is written first: `read_runs` looks up there what
+    runs.csv has, so that a disk that is full in between leaves what can be read and collected again.
     """
     runs = sorted(runs, key=run_sort_key)
     rows = [key_columns(run, row["epoch"]) | six_digits(row) for run in runs for row in run["history"]]
+    write(assets / "results.csv", format_table(rows))
     runs = [run | settings_of(run) for run in runs]
-    of_runs = format_table(runs, [*RUN_KEY, *SETTINGS, *FACTS])
-    replace_files({assets / "results.csv": format_table(rows), assets / "runs.csv": of_runs})
-
-
-def replace_files(contents):
-    """Writes all files, a dict of their bytes, or none if the disk is full."""
-    beside = {path: path.with_name(path.name + ".new") for path in contents}
-    try:
-        for path, data in contents.items():
-            write(beside[path], data)
-        for path in contents:
-            beside[path].replace(path)
-    finally:
-        for path in beside.values():
-            path.unlink(missing_ok=True)
+    write(assets / "runs.csv", format_table(runs, [*RUN_KEY, *SETTINGS, *FACTS]))
 
 
 # ---------------------------------------------------------------------------------------------------------- run folders

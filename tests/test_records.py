@@ -106,8 +106,8 @@ def test_variants_are_texts_sorted_as_numbers_and_after_them_as_words(tmp_path):
 
 
 @pytest.mark.parametrize("failing", FILES)
-def test_both_files_are_written_or_neither(whole_run, assets, monkeypatch, failing):
-    before, write = contents(assets), common.write
+def test_where_the_disk_is_full_the_files_can_be_read_and_collected_again(whole_run, assets, monkeypatch, failing):
+    before, write = records.read_runs(assets), common.write
 
     def write_others(path, data):
         if path.name.startswith(failing):
@@ -117,7 +117,10 @@ def test_both_files_are_written_or_neither(whole_run, assets, monkeypatch, faili
     monkeypatch.setattr(records, "write", write_others)
     with pytest.raises(OSError):
         collect.collect(whole_run.folder.parent, assets)
-    assert contents(assets) == before and sorted(path.name for path in assets.iterdir()) == sorted(FILES)
+    assert [run["epoch"] for run in records.read_runs(assets)] == [run["epoch"] for run in before]
+    monkeypatch.setattr(records, "write", write)
+    collect.collect(whole_run.folder.parent, assets)
+    assert len(records.read_runs(assets)) == len(before) + 1
 
 
 # -------------------------------------------------------------------------------------------------------------- formats
