@@ -183,7 +183,8 @@ def draw_curve(axes, dataset, runs_by_rate, i, count):
             first_off = min(first_off, x[off].min())
     medians = [math.nan if value == math.inf else value for value in medians]
     axes.plot([rate * shift for rate in runs_by_rate], medians, color=color, zorder=1)
-    label, side = f"{study.digits_of(dataset)} digits", study.side_of(dataset)
+    label = f"{study.digits_of(dataset)} digits"
+    side = study.side_of(dataset)
     if side:
         label += f", {side} x {side}"
     axes.plot([], [], color=color, marker=marker, markersize=4, label=label)

@@ -27,7 +27,7 @@ class SavedRun:
         chosen = {name: self.run[name] for name in ("dataset", "digits", "limit", "seed")}
         self.experiment = replace(variants[self.run["variant"]], **chosen)
         self.network = common.make_network(self.experiment)
-        self.model, self.optimizer, _ = self.network
+        self.model, self.optimizer = self.network.model, self.network.optimizer
         if differs := setting_differences(self.experiment.settings(self.network), self.run):
             raise common.RunError(f"{script} was changed since {folder} ({'; '.join(differs)}): put that script there")
 
@@ -48,8 +48,8 @@ class SavedRun:
     def canvases(self):
         """Returns (images, labels) that it trained on, and the same that it tested on."""
         run = self.run
-        *sets, _ = common.load_canvases(run["dataset"], run["data_dir"], run["digits"], run["limit"])
-        return sets
+        train_set, test_set, _ = common.load_canvases(run["dataset"], run["data_dir"], run["digits"], run["limit"])
+        return train_set, test_set
 
     def train_epoch(self, epoch, images, labels):
         """Trains as it did in an epoch, if the weights are those of the epoch before; returns `common.train`'s."""

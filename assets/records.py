@@ -73,7 +73,7 @@ def run_key(row):
 
 def weights_key(row):
     """What tells saved weights apart: the run of a row, and the row's epoch."""
-    return *run_key(row), row["epoch"]
+    return run_key(row), row["epoch"]
 
 
 def key_columns(run, epoch):
@@ -81,14 +81,19 @@ def key_columns(run, epoch):
     return {name: run[name] for name in RUN_KEY} | {"epoch": epoch}
 
 
-def run_sort_key(row):
-    """By `RUN_KEY`; of variants the numbers come first, by their value."""
-    experiment, variant, *others = run_key(row)
+def variant_sort_key(variant):
+    """No variant comes first, then numbers by their value, then words."""
+    if variant is None:
+        return 0, 0
     try:
-        rank = (0,) if variant is None else (1, float(variant))
+        return 1, float(variant)
     except ValueError:
-        rank = (2,)
-    return experiment, rank, variant or "", *others
+        return 2, 0
+
+
+def run_sort_key(row):
+    """By `RUN_KEY`, variants by `variant_sort_key`."""
+    return row["experiment"], variant_sort_key(row["variant"]), run_key(row)
 
 
 def settings_of(run):

@@ -90,15 +90,15 @@ def replay(folder, epoch):
     return before, steps
 
 
-def find_failing_step(steps):
-    """The first step in which under 1 % of sampling points are inside or under 1 % of hidden units active.
+def find_failing_step(steps, start=0):
+    """Number of the first step from `start` on with under 1 % of sampling points inside or of hidden units active.
 
-    If there is none, the first with a spread under 0.01: one map for all images, though hidden units are active. None
-    if there is none of these.
+    If there is none, of the first with a spread under 0.01: one map for all images, though hidden units are active.
+    None if there is none of these.
     """
     for measures in (("inside", "active"), ("spread",)):
-        for i, step in enumerate(steps):
-            if any(step[measure] < 0.01 for measure in measures):
+        for i in range(start, len(steps)):
+            if any(steps[i][measure] < 0.01 for measure in measures):
                 return i
     return None
 
@@ -117,12 +117,14 @@ def add_replay(folder, epoch=None, assets=ASSETS):
     if not 1 <= epoch <= run["epoch"]:
         raise RunError(f"{folder} has no epoch {epoch}: give one from 1 to {run['epoch']}")
     before, steps = replay(folder, epoch)
-    failing = find_failing_step(before[-1:] + steps)
-    if not failing:
-        other = "is never so: try a later EPOCH" if failing is None else "begins so: try an earlier EPOCH"
-        raise RunError(f"{folder} fails where inside, active or spread gets under 0.01, and epoch {epoch} {other}")
+    start = max(0, len(before) - 1)  # the step before the epoch's first, which should not be a failing one
     steps = before + steps
-    failing += len(before[:-1])  # steps are counted from here
+    failing = find_failing_step(steps, start)
+    when = f"{folder} fails where inside, active or spread gets under 0.01, and epoch {epoch}"
+    if failing is None:
+        raise RunError(f"{when} is never so: try a later EPOCH")
+    if failing == start:
+        raise RunError(f"{when} begins so: try an earlier EPOCH")
     around = range(max(0, failing - AROUND), min(len(steps), failing + AROUND + 1))
     key = key_columns(run, epoch)
     add_rows(assets / "failures.csv", [key | {"step": i - failing} | steps[i] for i in around])

@@ -53,23 +53,16 @@ def reference_epoch(experiment, network, loader, device="cpu"):
 
 
 def make_loops(experiments, data_dir, limit, device):
-    """Returns a list of what a loop is known by in speed.csv, a dict, and the function that trains it for an epoch."""
-
-    def known_by(loop, experiment):
-        number = int(experiment.name.rpartition("_")[2])
-        return {"device": device, "loop": loop, "experiment": number, "title": experiment.title}
-
+    """Returns a list of (loop, experiment, function that trains it for an epoch), everybody's loop first."""
     datasets = {experiment.dataset for experiment in experiments}
     sets = {dataset: common.load_canvases(dataset, data_dir, "auto", limit)[0] for dataset in datasets}
     first = experiments[0]
-    reference = partial(
-        reference_epoch, first, make_reference(first, device), make_loader(*sets[first.dataset]), device
-    )
-    loops = [(known_by(EVERYBODYS, first), reference)]
+    network, loader = make_reference(first, device), make_loader(*sets[first.dataset])
+    loops = [(EVERYBODYS, first, partial(reference_epoch, first, network, loader, device))]
     for experiment in experiments:
         images, labels = (tensor.to(device) for tensor in sets[experiment.dataset])
         train = partial(common.train, experiment, common.make_network(experiment, device), images, labels)
-        loops.append((known_by(THIS_PROJECTS, experiment), train))
+        loops.append((THIS_PROJECTS, experiment, train))
     return loops
 
 
@@ -78,13 +71,15 @@ def write_speed(experiments, rounds, limit, device, data_dir, assets=ASSETS):
     experiments = [common.read_script(ROOT / f"classification_experiment_{number}.py")[0] for number in experiments]
     loops, rows = make_loops(experiments, data_dir, limit, device), []
     for epoch in range(rounds + 1):
-        for known, train in loops:
+        for loop, experiment, train in loops:
             started = time.perf_counter()
             train()
-            row = known | {"epoch": epoch, "seconds": time.perf_counter() - started}
-            print(row, flush=True)
+            seconds = time.perf_counter() - started
+            number = int(experiment.name.rpartition("_")[2])
+            row = {"device": device, "loop": loop, "experiment": number, "title": experiment.title, "epoch": epoch}
+            print(row, seconds, flush=True)
             if epoch > 0:
-                rows.append(six_digits(row))
+                rows.append(six_digits(row | {"seconds": seconds}))
     path = assets / "speed.csv"
     others = [row for row in read_table(path) if row["device"] != device]
     common.write(path, format_table(others + rows))

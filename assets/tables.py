@@ -19,16 +19,11 @@ from common import DEFAULTS, RunError
 # ---------------------------------------------------------------------------------------------------------------- cells
 
 
-def markdown_line(cells):
-    """A line of a Markdown table; None is a dash."""
-    return f"| {' | '.join('-' if cell is None else str(cell) for cell in cells)} |\n"
-
-
 def markdown(columns, rows):
-    """A Markdown table of columns, pairs of a heading and the function of a row that its cells are."""
+    """A Markdown table of columns, pairs of a heading and the function of a row that its cells are; None is a dash."""
     lines = [[heading for heading, _ in columns], ["---"] * len(columns)]
     lines += [[cell(row) for _, cell in columns] for row in rows]
-    return "".join(map(markdown_line, lines))
+    return "".join(f"| {' | '.join('-' if cell is None else str(cell) for cell in line)} |\n" for line in lines)
 
 
 def fixed(value, digits=2):

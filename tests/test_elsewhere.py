@@ -228,16 +228,12 @@ def test_any_experiments_are_timed_on_their_own_images_and_the_loop_that_everybo
     monkeypatch.setattr(speed, "WORKERS", 0)
     monkeypatch.setattr(common, "load_canvases", lambda dataset, *_: load(dataset, "nowhere", "embedded", 384))
     experiments = [common.read_script(ROOT / f"classification_experiment_{number}.py")[0] for number in (21, 30, 3)]
-    known, loops = zip(*speed.make_loops(experiments, "nowhere", 384, "cpu"), strict=True)
-    assert [(each["loop"], each["experiment"]) for each in known] == [
-        ("everybody's", 21),
-        ("this project's", 21),
-        ("this project's", 30),
-        ("this project's", 3),
-    ]
-    assert [loop.func for loop in loops] == [speed.reference_epoch, *[common.train] * 3]
-    assert [loop.args[0] for loop in loops] == [experiments[0], *experiments]
-    assert [loop.args[2].shape[-1] for loop in loops[1:]] == [60, 120, 60]
+    loops = speed.make_loops(experiments, "nowhere", 384, "cpu")
+    assert [loop for loop, _, _ in loops] == ["everybody's", *["this project's"] * 3]
+    assert [experiment for _, experiment, _ in loops] == [experiments[0], *experiments]
+    assert [train.func for _, _, train in loops] == [speed.reference_epoch, *[common.train] * 3]
+    assert [train.args[0] for _, _, train in loops] == [experiments[0], *experiments]
+    assert [train.args[2].shape[-1] for _, _, train in loops[1:]] == [60, 120, 60]
 
 
 def test_each_is_timed_in_turn_and_the_rows_of_another_device_stay(monkeypatch, tmp_path):
@@ -249,7 +245,7 @@ def test_each_is_timed_in_turn_and_the_rows_of_another_device_stay(monkeypatch, 
 
     def make_loops(experiments, data_dir, limit, device):
         numbers = [int(experiment.name.rpartition("_")[2]) for experiment in experiments]
-        return [({"device": device, "experiment": n}, lambda n=n: takes(n, 10 * n)) for n in numbers]
+        return [("loop", each, lambda n=n: takes(n, 10 * n)) for each, n in zip(experiments, numbers, strict=True)]
 
     monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(speed, "make_loops", make_loops)
@@ -258,7 +254,9 @@ def test_each_is_timed_in_turn_and_the_rows_of_another_device_stay(monkeypatch, 
     turns.clear()
     speed.write_speed([3, 7], 2, 384, "cpu", "nowhere", tmp_path)
     assert turns == [3, 7] * 3  # the first round is the warm-up
-    timed = [tuple(row.values()) for row in records.read_table(tmp_path / "speed.csv")]
+    names = ("device", "experiment", "epoch", "seconds")
+    timed = [tuple(row[name] for name in names) for row in records.read_table(tmp_path / "speed.csv")]
+    assert records.read_table(tmp_path / "speed.csv")[0]["title"] == "not normalized, Adam 0.0001"
     assert timed[:2] == [("cuda", 3, 1, 30), ("cuda", 7, 1, 70)]
     assert timed[2:] == [
         ("cpu", 3, 1, 30),

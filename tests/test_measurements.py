@@ -171,7 +171,7 @@ def test_what_cannot_be_replayed_is_refused_in_one_line(whole_run, tmp_path, mon
 def test_a_replay_is_added_to_the_others_which_stay_as_they_are(whole_run, tmp_path, monkeypatch):
     committed, path = (ROOT / "assets" / "failures.csv"), tmp_path / "failures.csv"
     shutil.copy(committed, path)
-    monkeypatch.setattr(replay, "find_failing_step", lambda steps: 3)
+    monkeypatch.setattr(replay, "find_failing_step", lambda steps, start: start + 3)
     for epoch in (7, 6, 7):
         replay.add_replay(whole_run.folder, epoch, tmp_path)
     rows = [row for row in read_table(path) if row["digits"] == "embedded"]
