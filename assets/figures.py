@@ -19,7 +19,7 @@ from matplotlib.patches import Patch, Polygon, Rectangle
 from PIL import Image
 
 from assets import ASSETS, Command, study
-from assets.tables import ADAM_FACTORIAL, DOSES, make_tables, of_cures, optimizer_label, standard_runs, with_tables
+from assets.tables import DOSES, make_tables, of_cures, optimizer_label, standard_runs, with_tables
 from common import lost_solution, outlines, write
 
 WIDTH = 6  # inches
@@ -280,32 +280,9 @@ def dose(read):
     return figure
 
 
-def leaky(read):
-    """Spread over the epochs with Adam at 0.001, a line a seed up to its failure, leaky or not."""
-    figure = Figure(figsize=(WIDTH, 3))
-    axes = figure.subplots()
-    top, drawn = 0.4, []  # the digits' own places have 0.31; off the image it goes anywhere
-    for experiment, lines in ADAM_FACTORIAL.items():
-        style = {"color": BLUE if "leaky" in lines else VERMILION, "linestyle": "-" if "limited" in lines else "--"}
-        seeds = standard_runs(experiment, read.counted)
-        for run in seeds:
-            rows = run["history"][: run["failed"]]
-            axes.plot(column(rows, "epoch"), column(rows, "stn/spread"), **style)
-            if run["failed"]:
-                at = min(column(rows, "stn/spread")[-1], top)
-                axes.plot(run["failed"], at, "X", clip_on=False, color="black", markersize=6)
-        if seeds:
-            drawn.append(Line2D([], [], label=f"{lines} ({experiment})", **style))
-    drawn.append(Line2D([], [], color="black", marker="X", linestyle="", label="leaves the image"))
-    axes.set(xlim=(0, 100), ylim=(-0.01, top), xlabel="epoch", ylabel="spread of the regions' centres")
-    figure.legend(handles=drawn, loc="outside upper center", ncols=3)
-    return figure
-
-
 FIGURES = {
     "states.png": states,
     "dose.png": dose,
-    "leaky.png": leaky,
     "failures.png": failures,
     "timeline.png": timeline,
     "rates.png": rates,

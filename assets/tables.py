@@ -121,11 +121,6 @@ def epochs_to(accuracy, runs):
     return None if middle_epoch == math.inf else f"{middle_epoch:.0f}"
 
 
-def lengths(runs):
-    """For how many epochs the runs are."""
-    return listed(dict.fromkeys(run["epochs"] for run in runs))
-
-
 # ---------------------------------------------------------------------------------------------- tables of what happened
 
 
@@ -230,7 +225,7 @@ def cures(runs):
         ("best accuracy, %", lambda seeds: middle_and_range(at_best(seeds, "test/accuracy"), 1)),
         ("epochs to 90 %", lambda seeds: epochs_to(90, seeds)),
         ("scale at best", lambda seeds: middle(at_best(seeds, "stn/scale"))),
-        ("epochs in all", lengths),
+        ("epochs in all", lambda seeds: listed(dict.fromkeys(run["epochs"] for run in seeds))),
         ("experiment", lambda seeds: seeds[0]["experiment"]),
     ]
     return markdown(columns, of_cures(runs))
@@ -258,8 +253,6 @@ def rates(runs):
 
 # ------------------------------------------------------------------------------------------------- the two failures
 
-ADAM_FACTORIAL = {9: "neither", 19: "leaky", 20: "limited", 21: "leaky and limited"}  # experiments
-FACTORIAL = ADAM_FACTORIAL | {1: "neither", 23: "leaky", 22: "limited", 24: "leaky and limited"}  # with SGD
 DOSES = (26, 35)  # experiments, all leaky
 
 
@@ -267,26 +260,6 @@ def optimizer_label(runs):
     """The optimizer of runs with one learning rate, such as "SGD 0.01, momentum 0.9"."""
     text = runs[0]["optimizer"].removesuffix(")")
     return text.replace("(lr=", " ").replace("=", " ")
-
-
-def factorial(runs):
-    """Leaky and limited, alone and together, with Adam at 0.001 and with SGD at 0.01."""
-    columns = [
-        ("optimizer", optimizer_label),
-        ("lines", lambda seeds: FACTORIAL[seeds[0]["experiment"]]),
-        ("experiment", lambda seeds: seeds[0]["experiment"]),
-        ("epochs", lengths),
-        ("runs failed", lambda seeds: count_fate(seeds, "failed")),
-        ("with one map", lambda seeds: count_fate(seeds, "one map")),
-        ("best accuracy, %", lambda seeds: middle_and_range(at_best(seeds, "test/accuracy"), 1)),
-        ("over the last 10 epochs, %", lambda seeds: middle_and_range(over_last_10(seeds), 1)),
-        ("epochs to 90 %", lambda seeds: epochs_to(90, seeds)),
-        ("to 95 %", lambda seeds: epochs_to(95, seeds)),
-        ("scale at the end", lambda seeds: middle(at_end(seeds, "stn/scale"))),
-        ("active", lambda seeds: middle(at_end(seeds, "stn/active"))),
-    ]
-    rows = [standard_runs(experiment, runs) for experiment in FACTORIAL]
-    return markdown(columns, [seeds for seeds in rows if seeds])
 
 
 def in_the_end(runs, tag):
@@ -383,7 +356,7 @@ def speed(rows):
 def make_tables(assets=ASSETS):
     """Returns {marker: table in Markdown, ending in a newline} of the CSV files in a folder."""
     read = study.read_all(assets)
-    of_runs = (all_results, scale_creep, cures, rates, factorial, dose)
+    of_runs = (all_results, scale_creep, cures, rates, dose)
     tables = {function.__name__: function(read.counted) for function in of_runs}
     return tables | {"elsewhere": elsewhere(read.elsewhere), "speed": speed(read.speed)}
 

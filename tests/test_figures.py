@@ -103,16 +103,6 @@ def test_the_dose_has_a_point_a_seed_open_where_it_failed(assets):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.1", "3", "none"]
 
 
-def test_spread_is_drawn_up_to_the_failure_leaky_or_not(assets):
-    dead, leaves = history(*[ONE_MAP] * 6), history(*[FINE] * 3, OFF, OFF)
-    records.write_runs([whole(dead, 9), whole(leaves, 19), whole(history(*[FINE] * 4), 21)], assets)
-    axes = figures.leaky(read_all(assets)).axes[0]
-    curves = [list(line.get_ydata()) for line in axes.lines]
-    assert curves == [[0.002] * 6, [0.3, 0.3, 0.3, 0.0], [0.0], [0.3] * 4]  # the third is the mark of the failure
-    dead, leaky, _, both = (line.get_color() for line in axes.lines)
-    assert leaky == both == figures.BLUE and dead == figures.VERMILION
-
-
 # ---------------------------------------------------------------------------------------------------------------- rates
 
 
@@ -156,7 +146,7 @@ def test_older_runs_that_lack_a_scalar_are_drawn_beside_newer_ones(tag):
     runs += [whole(history(FINE), 17, variant=rate) for rate in ("0.1", "0.2")]
     older = [other | {"seed": 1, "history": without(other["history"], tag)} for other in runs]
     read = SimpleNamespace(counted=runs + older)
-    for draw in (figures.timeline, figures.dose, figures.rates, figures.leaky):
+    for draw in (figures.timeline, figures.dose, figures.rates):
         draw(read).savefig(io.BytesIO())
 
 

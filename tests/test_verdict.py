@@ -83,18 +83,13 @@ def test_ranking_is_the_area_under_the_curve():
     assert chance[1] < 0.5 < chance[2] and 0.1 < chance[2] - chance[1] < 0.4
 
 
-def test_the_tables_of_doses_and_of_lines_count_what_their_runs_did():
+def test_the_table_of_doses_counts_what_its_runs_did():
     columns = {"experiment": 26, "epochs": 20, "optimizer": "Adam(lr=0.001)"}
     doses = [run(with_motion(LASTS[:20], 0.1), variant="0.1", seed=seed, max_motion=0.1, **columns) for seed in (0, 1)]
     doses += [run(LASTS[:20], variant="unlimited", **columns)]
     limited, free = rows(tables.dose(doses))
     assert limited[:5] == ["Adam 0.001", "0.1", "0 of 2", "0 of 2", "90.0, 90.0"] and limited[7] == "0.1, 0.1"
     assert free[1] == "none"
-    factorial = rows(tables.factorial([run(LOSES, experiment=1, seed=0), run(LASTS, experiment=24)]))
-    assert [row[:6] for row in factorial] == [
-        ["SGD 0.01", "neither", "1", "100", "1 of 1", "0 of 1"],
-        ["SGD 0.01", "leaky and limited", "24", "100", "0 of 1", "0 of 1"],
-    ]
 
 
 @pytest.mark.parametrize("tag", OPTIONAL_TAGS)
@@ -105,12 +100,12 @@ def test_what_older_runs_lack_is_a_dash_in_every_table(tag):
     runs += [run(older[:20], 26, variant="0.1", max_motion=0.1, epochs=20)]
     whole = [other | {"history": LASTS[: other["epochs"]]} for other in runs]
     of_runs = (tables.all_results, tables.scale_creep, tables.cures, tables.rates)
-    for make in (*of_runs, tables.factorial, tables.dose):
+    for make in (*of_runs, tables.dose):
         lines, wanted = rows(make(runs)), rows(make(whole))
         assert len(lines) == len(wanted) > 0
         for cells, others in zip(lines, wanted, strict=True):
             assert all(cell in (other, "-", "0 of 1") for cell, other in zip(cells, others, strict=True)), make
-    has_column = {"stn/scale": tables.scale_creep, "stn/spread": tables.all_results, "stn/active": tables.factorial}
+    has_column = {"stn/scale": tables.scale_creep, "stn/spread": tables.all_results}
     has_column |= {"stn/motion": tables.dose, "stn/limited": tables.dose}
     if tag in has_column:
         assert "| - " in has_column[tag](runs[:5] + runs[7:])
