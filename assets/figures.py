@@ -235,8 +235,11 @@ def failures(read):
 
     Bars at the bottom are steps without any gradient of the localization net.
     """
-    labels = {"inside": ("inside", BLUE), "active": ("active hidden units, fraction", VERMILION)}
-    labels["spread"] = ("spread", "#009E73")
+    labels = {
+        "inside": ("inside", BLUE),
+        "active": ("active hidden units, fraction", VERMILION),
+        "spread": ("spread", "#009E73"),
+    }
     figure = Figure(figsize=(WIDTH, 3))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (kind, (experiment, seed, epoch)) in zip(panels, FAILURES.items(), strict=True):
@@ -253,7 +256,7 @@ def failures(read):
     return figure
 
 
-# ------------------------------------------------------------------------------------------------ the two failures
+# ----------------------------------------------------------------------------------------------------- the limit
 
 OPTIMIZERS = {"SGD": BLUE, "SGD, momentum": "#CC79A7", "Adam": VERMILION}
 

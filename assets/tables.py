@@ -251,7 +251,7 @@ def rates(runs):
     return markdown(columns, [seeds for by_rate in study.by_rate(runs).values() for seeds in by_rate.values()])
 
 
-# ------------------------------------------------------------------------------------------------- the two failures
+# ----------------------------------------------------------------------------------------------------- the limit
 
 DOSES = (26, 35)  # experiments, all leaky
 

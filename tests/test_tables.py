@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import ROOT
-from made_up import COMES_BACK, LASTS, LOSES, STOPPED, WELL, fails_in, history, rows, run
+from made_up import COMES_BACK, LASTS, LOSES, OPTIONAL_TAGS, STOPPED, WELL, fails_in, history, rows, run, without
 
 from assets import records, study, tables
 from common import RunError
@@ -110,6 +110,44 @@ def test_rates_count_the_runs_that_failed_and_that_zoomed_out():
         ["plain", "0.1", "1 of 1", "0 of 1", "0.80"],
         ["cluttered", "0.01", "0 of 1", "0 of 1", "0.90"],
     ]
+
+
+def test_the_table_of_doses_counts_what_its_runs_did():
+    columns = {"experiment": 26, "epochs": 20, "optimizer": "Adam(lr=0.001)"}
+    limited = [row | {"stn/motion": 0.1} for row in LASTS[:20]]
+    doses = [run(limited, variant="0.1", seed=seed, max_motion=0.1, **columns) for seed in (0, 1)]
+    doses += [run(LASTS[:20], variant="unlimited", **columns)]
+    bounded, free = rows(tables.dose(doses))
+    assert bounded[:5] == ["Adam 0.001", "0.1", "0 of 2", "0 of 2", "90.0, 90.0"] and bounded[7] == "0.1, 0.1"
+    assert free[1] == "none"
+
+
+@pytest.mark.parametrize("tag", OPTIONAL_TAGS)
+def test_what_older_runs_lack_is_a_dash_in_every_table(tag):
+    older = without(LASTS, tag)
+    runs = [run(older, experiment) for experiment in (1, 18)]
+    runs += [run(older, 17, variant="0.1", dataset=dataset) for dataset in ("cluttered", "mnist")]
+    runs += [run(older[:20], 26, variant="0.1", max_motion=0.1, epochs=20)]
+    whole = [other | {"history": LASTS[: other["epochs"]]} for other in runs]
+    for make in (tables.all_results, tables.scale_creep, tables.cures, tables.rates, tables.dose):
+        lines, wanted = rows(make(runs)), rows(make(whole))
+        assert len(lines) == len(wanted) > 0
+        for cells, others in zip(lines, wanted, strict=True):
+            assert all(cell in (other, "-") for cell, other in zip(cells, others, strict=True)), make
+    has_column = {"stn/scale": tables.scale_creep, "stn/spread": tables.all_results}
+    has_column |= {"stn/motion": tables.dose, "stn/limited": tables.dose}
+    if tag in has_column:
+        assert "| - " in has_column[tag]([*runs[:2], runs[-1]])
+
+
+def test_a_data_set_that_nobody_knows_is_shown_and_its_digits_move_about():
+    made = [run(LASTS, 17, variant="0.1", dataset=dataset) for dataset in ("fashion", "mnist", "cluttered")]
+    assert [line[0] for line in rows(tables.rates(made))] == ["plain", "cluttered", "fashion"]
+    labels = ["17: made up", "17: made up, fashion digits", "17: made up, plain digits"]
+    assert [line[0] for line in rows(tables.all_results(made))] == labels
+    one_map = history(*[WELL] * 100, **{"stn/spread": 0.001, "stn/scale": 1.2})
+    fates = [study.fate(run(one_map, dataset=dataset)) for dataset in ("fashion", "mnist", "enlarged")]
+    assert fates == ["one map", "zoomed out", "one map"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- pages
