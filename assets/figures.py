@@ -199,8 +199,9 @@ def rates(read):
     curves = study.by_rate(read.counted)
     figure = Figure(figsize=(WIDTH, 3.3))
     axes = figure.subplots()
-    first_offs = [draw_curve(axes, *curve, i, len(curves)) for i, curve in enumerate(curves.items())]
-    first_off = min(first_offs)
+    first_off = math.inf
+    for i, (dataset, runs_by_rate) in enumerate(curves.items()):
+        first_off = min(first_off, draw_curve(axes, dataset, runs_by_rate, i, len(curves)))
     if first_off < math.inf:
         at_the_edge = {"ha": "right", "va": "center", "transform": axes.get_xaxis_transform()}
         axes.text(first_off / 1.2, 0.975, "off the image \N{RIGHTWARDS ARROW}", **at_the_edge)
@@ -268,10 +269,11 @@ def dose(read):
     figure = Figure(figsize=(WIDTH, 3))
     axes = figure.subplots()
     limits = sorted({seeds[0]["max_motion"] or math.inf for groups in doses for seeds in groups})
-    for groups, marker, shift in zip(doses, "os", (-0.08, 0.08), strict=False):
+    for i, groups in enumerate(doses):
+        marker = "osD^"[i % 4]
         for seeds in groups:
             color = OPTIMIZERS[study.optimizer_kind(seeds[0])]
-            x = limits.index(seeds[0]["max_motion"] or math.inf) + shift
+            x = limits.index(seeds[0]["max_motion"] or math.inf) + 0.16 * i - 0.08  # beside the others
             for run in seeds:
                 late = study.median_of(run["history"][10:20], "test/accuracy")
                 axes.plot(x, late, marker, color=color, markerfacecolor="none" if run["failed"] else color)
