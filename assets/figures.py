@@ -12,17 +12,15 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 from PIL import Image
 
 from assets import ASSETS, Command, study
-from assets.records import read_table, run_key, run_sort_key
-from assets.sharpness import STEPS
-from assets.tables import ADAM_FACTORIAL, CURES, DOSES, digits_of, make_tables, standard_runs, with_tables
-from common import SIDES, lost_solution, outlines, write
+from assets.tables import DOSES, make_tables, of_cures, optimizer_label, standard_runs, with_tables
+from common import lost_solution, outlines, write
 
 WIDTH = 6  # inches
 STYLE = {
@@ -43,25 +41,11 @@ BLUE, VERMILION = "#0072B2", "#D55E00"
 SCALE_COLORS = LinearSegmentedColormap.from_list("scale", (BLUE, "#F4F4F4", VERMILION))  # no dark end: black is apart
 SCALE_COLORS = SCALE_COLORS.with_extremes(bad="black")
 SCALES = (0.5, 0.6, 0.8, 1, 1.4, 2, 3, 5)  # ticks of a logarithmic axis
-RATE_NORM = LogNorm(2e-5, 0.2)  # to viridis, but for its bright end
-LABELS = {"test/accuracy": "test accuracy (%)", "train/loss": "train loss"}
-DATASETS = {"mnist": (BLUE, "o"), "cluttered": (VERMILION, "D"), "enlarged": ("#009E73", "s")}  # colour and marker
-
-
-def read_study(assets):
-    """What the figures are of: the runs on all images of the full digits, the measurements, and the published runs."""
-    read = study.read_all(assets)
-    read.of_any_limit = study.pick(read.runs, digits="full")
-    read.runs = study.pick(read.runs, **study.FULL)
-    read.whole = study.without_repeats(read.runs)
-    read.published = read_table(assets / "published_runs.csv")
-    read.assets = assets
-    return read
 
 
 def column(history, name):
     """The values of a figure over the rows of a history, NaN where it was not recorded."""
-    return np.array([math.nan if row[name] is None else row[name] for row in history], dtype=float)
+    return np.array([math.nan if row.get(name) is None else row[name] for row in history], dtype=float)
 
 
 # --------------------------------------------------------------------------------------------------------------- states
@@ -109,7 +93,7 @@ def timeline_strip(history):
     Returns log2 of scale, masked where the transformer looks off the image (inside under 0.05), whether it has one map
     for all images (spread under 0.01; where that is not recorded: no), and the epoch that loses the solution, or None.
     """
-    off = np.array([study.off_the_image(row) for row in history])
+    off = np.array([study.off_the_image(row["stn/inside"]) for row in history])
     one_map = (column(history, "stn/spread") < study.ONE_MAP) & ~off
     return np.ma.array(np.log2(column(history, "stn/scale")), mask=off), one_map, lost_solution(history)
 
@@ -124,18 +108,16 @@ def draw_strip(axes, run, y):
     axes.broken_barh(spans, (y + 0.08, 0.84), facecolor="none", edgecolor="black", hatch="/////", linewidth=0)
     if lost:
         axes.plot(lost, y + 0.5, "v", color="black", markersize=6, markeredgecolor="white", markeredgewidth=0.9)
-    mark_unrecorded = " " if any(row["stn/spread"] is not None for row in run["history"]) else "*"
-    axes.text(-0.5, y + 0.5, f"{run['seed']}{mark_unrecorded}", ha="right", **STRIP_TEXT)
+    is_recorded = any(row.get("stn/spread") is not None for row in run["history"])
+    axes.text(-0.5, y + 0.5, f"{run['seed']} " if is_recorded else f"{run['seed']}*", ha="right", **STRIP_TEXT)
     stopped = ", stopped" if study.was_stopped(run) else ""
     axes.text(len(colors) + 2, y + 0.5, f"{run['best_accuracy']:.1f}{stopped}", **STRIP_TEXT)
 
 
 def timeline(read):
     """A strip a run, a cell an epoch, of the experiments in the table of cures, in its order."""
-    picked = [study.pick(read.whole, **study.STANDARD, experiment=e, variant=variant) for e, variant in CURES]
-    groups = [seeds for seeds in picked if seeds]
     places, titles, top = [], {}, 0.0
-    for runs in groups:
+    for runs in of_cures(read.counted):
         title = f"{runs[0]['experiment']}: {runs[0]['title'].removeprefix('normalized, ')}"
         title = title.replace(" ", "\xa0").replace(",\xa0", ", ")  # it is broken at its commas alone
         lines = textwrap.wrap(title, 24, break_long_words=False)
@@ -175,26 +157,36 @@ def timeline(read):
 # -------------------------------------------------------------------------------- the localization net's learning rate
 
 
-def draw_curve(axes, dataset, runs_by_rate, shift):
-    """Draws scale over the rate, of one data set; returns the smallest rate that is off the image, or inf."""
-    color, marker = DATASETS[dataset]
+CURVES = ((BLUE, "o"), (VERMILION, "D"), ("#009E73", "s"))  # colour and marker of a data set
+
+
+def draw_curve(axes, dataset, runs_by_rate, i, count):
+    """Draws scale over the rate, of a data set, the i-th of a count: its points stand a little beside the others'.
+
+    Returns the smallest rate that is off the image, or inf.
+    """
+    color, marker = CURVES[i % len(CURVES)]
+    shift = 1 + 0.09 * (2 * i - (count - 1))
     style = {"markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.4}
     medians, first_off = [], math.inf
     for rate, seeds in runs_by_rate.items():
         rows = [run["history"][-1] for run in seeds]
         beside = np.linspace(-0.05, 0.05, len(rows))  # each other
         x = rate * shift * (1 + beside - beside.mean())
-        off = np.array([study.off_the_image(row) for row in rows])
+        off = np.array([study.off_the_image(row["stn/inside"]) for row in rows])
         values = np.where(off, math.inf, column(rows, "stn/scale"))
         medians.append(statistics.median(values))
         axes.plot(x[~off], values[~off], marker, color=color, **style)
         if off.any():
             edge = {"transform": axes.get_xaxis_transform(), "clip_on": False, "color": "black"}
-            axes.plot(x[off], np.full(off.sum(), 1 if dataset == "mnist" else 0.95), marker, **edge, **style)
+            axes.plot(x[off], np.full(off.sum(), 1 - 0.05 * i), marker, **edge, **style)
             first_off = min(first_off, x[off].min())
     medians = [math.nan if value == math.inf else value for value in medians]
     axes.plot([rate * shift for rate in runs_by_rate], medians, color=color, zorder=1)
-    label = f"{digits_of(dataset)} digits, {SIDES[dataset]} x {SIDES[dataset]}"
+    label = f"{study.digits_of(dataset)} digits"
+    side = study.side_of(dataset)
+    if side:
+        label += f", {side} x {side}"
     axes.plot([], [], color=color, marker=marker, markersize=4, label=label)
     return first_off
 
@@ -204,11 +196,12 @@ def rates(read):
 
     Runs that are off the image are black points at the top edge; in the medians they are larger than any.
     """
-    curves = study.by_rate(read.whole)
+    curves = study.by_rate(read.counted)
     figure = Figure(figsize=(WIDTH, 3.3))
     axes = figure.subplots()
-    shifts = {"mnist": 0.91, "cluttered": 1.09} if len(curves) > 1 else {}  # beside each other
-    first_off = min(draw_curve(axes, dataset, runs, shifts.get(dataset, 1)) for dataset, runs in curves.items())
+    first_off = math.inf
+    for i, (dataset, runs_by_rate) in enumerate(curves.items()):
+        first_off = min(first_off, draw_curve(axes, dataset, runs_by_rate, i, len(curves)))
     if first_off < math.inf:
         at_the_edge = {"ha": "right", "va": "center", "transform": axes.get_xaxis_transform()}
         axes.text(first_off / 1.2, 0.975, "off the image \N{RIGHTWARDS ARROW}", **at_the_edge)
@@ -243,8 +236,11 @@ def failures(read):
 
     Bars at the bottom are steps without any gradient of the localization net.
     """
-    labels = {"inside": ("inside", BLUE), "active": ("active hidden units, fraction", VERMILION)}
-    labels["spread"] = ("spread", "#009E73")
+    labels = {
+        "inside": ("inside", BLUE),
+        "active": ("active hidden units, fraction", VERMILION),
+        "spread": ("spread", "#009E73"),
+    }
     figure = Figure(figsize=(WIDTH, 3))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (kind, (experiment, seed, epoch)) in zip(panels, FAILURES.items(), strict=True):
@@ -261,56 +257,27 @@ def failures(read):
     return figure
 
 
-# ------------------------------------------------------------------------------------------------ the two failures
+# ----------------------------------------------------------------------------------------------------- the limit
 
 OPTIMIZERS = {"SGD": BLUE, "SGD, momentum": "#CC79A7", "Adam": VERMILION}
 
 
-def motion(read):
-    """The largest step of each run over its typical one, a colour an optimizer, a marker an image size; X is a failure.
-
-    Left out are runs that failed in their first epoch, which have no typical step, and those with one map.
-    """
-    runs = [run for run in read.of_any_limit if study.median_then(run, "stn/motion") and study.largest_motion(run)]
-    runs = [run for run in runs if study.fate(run) != "one map"]
-    figure = Figure(figsize=(WIDTH, 3.8))
-    axes = figure.subplots()
-    for run in sorted(runs, key=run_sort_key):
-        wrong = study.fate(run) in ("failed", "zoomed out")
-        place = study.median_then(run, "stn/motion"), study.largest_motion(run)
-        style = {"color": OPTIMIZERS[study.optimizer_kind(run)], "markeredgecolor": "white", "alpha": 0.8}
-        axes.plot(*place, "X" if wrong else DATASETS[run["dataset"]][1], markersize=10 if wrong else 6, **style)
-    for draw in (axes.axvline, axes.axhline):
-        draw(1, color="black", linewidth=0.8, linestyle=":")
-    axes.set(xscale="log", yscale="log", xlabel="the typical step: its median (pixels)")
-    axes.set_ylabel("the largest step\nthat was measured (pixels)")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:g}")
-    kinds = {study.optimizer_kind(run) for run in runs}
-    handles = [Line2D([], [], color=OPTIMIZERS[kind], linewidth=4, label=kind) for kind in OPTIMIZERS if kind in kinds]
-    for dataset in dict.fromkeys(run["dataset"] for run in runs):
-        label = f"lasts, {SIDES[dataset]} x {SIDES[dataset]}"
-        handles.append(Line2D([], [], color="black", linestyle="", marker=DATASETS[dataset][1], label=label))
-    handles.append(Line2D([], [], color="black", linestyle="", marker="X", markersize=9, label="fails or zooms out"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=3)
-    return figure
-
-
 def dose(read):
     """Accuracy over the limit of a step's motion, of experiments 26 and 35, a point a seed."""
-    doses = {name: study.group(standard_runs(experiment, read.whole)) for name, experiment in DOSES.items()}
+    doses = [study.group(standard_runs(experiment, read.counted)) for experiment in DOSES]
+    doses = [groups for groups in doses if groups]
     figure = Figure(figsize=(WIDTH, 3))
     axes = figure.subplots()
-    limits = sorted({seeds[0]["max_motion"] or math.inf for groups in doses.values() for seeds in groups})
-    for (name, groups), marker, shift in zip(doses.items(), "os", (-0.08, 0.08), strict=True):
+    limits = sorted({seeds[0]["max_motion"] or math.inf for groups in doses for seeds in groups})
+    for i, groups in enumerate(doses):
+        marker = "osD^"[i % 4]
         for seeds in groups:
             color = OPTIMIZERS[study.optimizer_kind(seeds[0])]
-            x = limits.index(seeds[0]["max_motion"] or math.inf) + shift
+            x = limits.index(seeds[0]["max_motion"] or math.inf) + 0.16 * i - 0.08  # beside the others
             for run in seeds:
-                late = statistics.median(row["test/accuracy"] for row in run["history"][10:20])
-                style = {"markerfacecolor": "none"} if run["failed"] else {}
-                axes.plot(x, late, marker, color=color, **style)
-        axes.plot([], [], marker, color=color, label=name)
+                late = study.median_of(run["history"][10:20], "test/accuracy")
+                axes.plot(x, late, marker, color=color, markerfacecolor="none" if run["failed"] else color)
+        axes.plot([], [], marker, color=color, label=optimizer_label(groups[0]))
     axes.plot([], [], "o", color="grey", markerfacecolor="none", label="failed")
     axes.set_xticks(range(len(limits)), ["none" if limit == math.inf else f"{limit:g}" for limit in limits])
     axes.set(ylim=(0, 100), xlabel="limit of a step's motion (pixels)", ylabel="test accuracy,\nepochs 11 to 20 (%)")
@@ -318,162 +285,18 @@ def dose(read):
     return figure
 
 
-def leaky(read):
-    """Spread over the epochs with Adam at 0.001, a line a seed up to its failure, leaky or not."""
-    figure = Figure(figsize=(WIDTH, 3))
-    axes = figure.subplots()
-    top, drawn = 0.4, []  # the digits' own places have 0.31; off the image it goes anywhere
-    for lines, experiment in ADAM_FACTORIAL.items():
-        style = {"color": BLUE if "leaky" in lines else VERMILION, "linestyle": "-" if "limited" in lines else "--"}
-        seeds = standard_runs(experiment, read.whole)
-        for run in seeds:
-            rows = run["history"][: run["failed"]]
-            axes.plot(column(rows, "epoch"), column(rows, "stn/spread"), **style)
-            if run["failed"]:
-                at = min(rows[-1]["stn/spread"], top)
-                axes.plot(run["failed"], at, "X", clip_on=False, color="black", markersize=6)
-        drawn += [Line2D([], [], label=f"{lines} ({experiment})", **style)] * bool(seeds)
-    drawn.append(Line2D([], [], color="black", marker="X", linestyle="", label="leaves the image"))
-    axes.set(xlim=(0, 100), ylim=(-0.01, top), xlabel="epoch", ylabel="spread of the regions' centres")
-    figure.legend(handles=drawn, loc="outside upper center", ncols=3)
-    return figure
-
-
-# ------------------------------------------------------------------------------------------------- the document's runs
-
-
-def compare(read, first, second):
-    """Test accuracy and train loss of two experiments, a line a seed, pale once it has failed, and the published."""
-    figure = Figure(figsize=(WIDTH, 4.6))
-    panels = figure.subplots(2, 1, sharex=True)
-    handles = []
-    for experiment, color in ((first, VERMILION), (second, BLUE)):
-        seeds = standard_runs(experiment, read.whole)
-        published = study.pick(read.published, experiment=f"classification_experiment_{experiment}")
-        for axes, tag in zip(panels, ("test/accuracy", "train/loss"), strict=True):
-            for run in seeds:
-                values, end = column(run["history"], tag), run["failed"] or len(run["history"])
-                epochs = column(run["history"], "epoch")
-                axes.plot(epochs[:end], values[:end], color=color)
-                axes.plot(epochs[end - 1 :], values[end - 1 :], color=color, alpha=0.2)
-                if run["failed"]:
-                    axes.plot(end, values[end - 1], "X", color=color, markeredgecolor="white", markersize=7, zorder=3)
-            axes.set_ylabel(LABELS[tag])
-        theirs = column(published, "epoch"), column(published, "test_accuracy_percent")
-        panels[0].plot(*theirs, ":", color=color, linewidth=1.4)
-        handles.append(Line2D([], [], color=color, linewidth=3, label=f"{experiment}: {seeds[0]['title']}"))
-    handles.append(Line2D([], [], color="grey", marker="X", linestyle="", markersize=7, label="fails"))
-    handles.append(Line2D([], [], color="grey", linestyle=":", linewidth=1.4, label="as published"))
-    panels[-1].set_xlabel("epoch")
-    figure.legend(handles=handles, loc="outside upper center", ncols=2)
-    return figure
-
-
-# ------------------------------------------------------------------------------------------------------------ sharpness
-
-
-def rate_color(rate):
-    return matplotlib.colormaps["viridis"](RATE_NORM(rate))
-
-
-COLORS = (VERMILION, "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#009E73", BLUE, "#8B4513")  # of experiments
-
-
-def rate_of_step(row, run):
-    """The learning rate in a row of sharpness.csv, shortened as the epoch's median step is where a run clips."""
-    if run["max_grad_norm"] is None or row["epoch"] == 0:
-        return row["lr"]
-    return row["lr"] * min(1, run["max_grad_norm"] / run["history"][row["epoch"] - 1]["train/grad_norm"])
-
-
-def sharpness_over_scale(axes, read):
-    """Draws curvature over scale, a point an epoch of a run that sees the image, and the limit of each rate of SGD.
-
-    Without runs with momentum or limited steps, which have other limits. Filled are the points of the larger step of
-    sharpness.csv, open those of smaller ones.
-    """
-    smaller, larger = STEPS
-    runs, limits = {run_key(run): run for run in read.runs}, set()
-    for row in read.sharpness:
-        run = runs.get(run_key(row))
-        if not run or study.off_the_image(row) or not row["curvature"] > 0:
-            continue
-        if "momentum" in run["optimizer"] or run["max_motion"]:
-            continue
-        by_sgd, color = run["optimizer"].startswith("SGD"), rate_color(rate_of_step(row, run))
-        style = {"color": color, "markersize": 3.5, "markerfacecolor": "none" if row["step"] < larger else color}
-        axes.plot(row["scale"], row["curvature"], "o" if by_sgd else "^", **style)
-        if by_sgd:
-            limits.add(row["lr"])
-    for rate in sorted(limits):
-        axes.axhline(2 / rate, color=rate_color(rate), linestyle="--", linewidth=1)
-        beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7}
-        axes.text(1.02, 2 / rate, f"2 / {rate:g}", color=rate_color(rate), **beside)
-    axes.set(xscale="log", yscale="log", xlabel="scale", ylabel="curvature of the loss")
-    axes.set_ylim(bottom=axes.get_ylim()[0] / 10)  # room for the legend
-    axes.set_xticks(SCALES, map(str, SCALES))
-    axes.minorticks_off()
-    axes.set_title("colour: learning rate; dashed: SGD's limit, 2 / learning rate")
-    over = f"weights moved by {smaller:g}, not {larger:g}"
-    for marker, fill, label in (("o", "grey", "SGD"), ("^", "grey", "Adam"), ("o", "none", over)):
-        axes.plot([], [], marker, color="grey", markersize=4, markerfacecolor=fill, label=label)
-    axes.legend(loc="lower left", handlelength=1)
-
-
-def left_over_the_rate(axes, handed_over, sharpness):
-    """Draws what SGD leaves of solutions over rate x curvature, a point a shuffle, a line through a solution's medians.
-
-    `handed_over` is what `study.solutions` yields, `sharpness` the rows of sharpness.csv. Solutions that it lacks are
-    left out; the curvature is that over the larger step.
-    """
-    numbers = sorted({first["experiment"] for first, _ in handed_over})
-    for first, left in handed_over:
-        found = study.curvatures(first, sharpness)
-        if not found:
-            continue
-        curvature = found[max(found)]
-        i = numbers.index(first["experiment"])
-        color, marker = COLORS[i], "o^sDvPX*"[i]
-        left = {rate * curvature: accuracies for (_, rate), accuracies in left.items() if rate}
-        axes.plot([*left], [statistics.median(accuracies) for accuracies in left.values()], color=color)
-        points = [(x, accuracy) for x, accuracies in left.items() for accuracy in accuracies]
-        style = {"color": color, "markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.4}
-        axes.plot(*zip(*points, strict=True), marker, **style, label=f"of experiment {first['experiment']}")
-    axes.set(xscale="log", ylim=(0, 100), ylabel=f"{LABELS['test/accuracy']}\nafter the last step")
-    axes.xaxis.set_major_formatter("{x:g}")
-
-
-def sharpness(read):
-    """Curvature over scale, and what SGD leaves of solutions over its rate x their curvature."""
-    figure = Figure(figsize=(8.5, 3.4))
-    left, right = figure.subplots(1, 2)
-    sharpness_over_scale(left, read)
-    left_over_the_rate(right, list(study.solutions(read.handed_over)), read.sharpness)
-    right.axvline(2, color="black", linestyle="--", linewidth=1)
-    right.text(2.2, 3, "2")
-    right.set(xlabel="learning rate x curvature", title="solutions handed over to SGD at other rates")
-    handles = dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))  # an experiment once
-    right.legend([*handles.values()], [*handles], loc="lower left")
-    return figure
-
-
 FIGURES = {
     "states.png": states,
-    "motion.png": motion,
     "dose.png": dose,
-    "leaky.png": leaky,
     "failures.png": failures,
     "timeline.png": timeline,
     "rates.png": rates,
-    "classification_experiment_2_vs_1.png": lambda read: compare(read, 1, 2),
-    "classification_experiment_3_vs_2.png": lambda read: compare(read, 2, 3),
-    "sharpness.png": sharpness,
 }
 
 
 def make_figures(assets):
     """Writes the figures into the folder that holds the CSV files."""
-    read = read_study(assets)
+    read = study.read_all(assets)
     with matplotlib.rc_context(STYLE):
         for name, draw in FIGURES.items():
             drawn, file = io.BytesIO(), io.BytesIO()

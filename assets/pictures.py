@@ -48,38 +48,39 @@ def make_states(rows, assets=ASSETS):
     `rows` are triples of a name, which the reader sees beside the row, a run's folder and an epoch, all texts. All runs
     must be on the same images.
     """
-    names, folders, epochs = zip(*rows, strict=True)
-    runs = [SavedRun(Path(folder)) for folder in folders]
+    runs = [SavedRun(Path(folder)) for _, folder, _ in rows]
     images = first_digits(runs[0])
-    looks = [look(saved, epoch, images) for saved, epoch in zip(runs, epochs, strict=True)]
-    theta, seen = map(np.stack, zip(*looks, strict=True))
+    looks = [look(saved, epoch, images) for saved, (_, _, epoch) in zip(runs, rows, strict=True)]
     np.savez_compressed(
         assets / "states.npz",
-        names=names,
+        names=[name for name, _, _ in rows],
         images=images[:, 0].numpy(),  # uint8 (8, side, side)
-        theta=theta,  # (states, 8, 2, 3)
-        seen=np.round(255 * seen).astype(np.uint8),  # (states, 8, 28, 28)
+        theta=np.stack([theta for theta, _ in looks]),  # (states, 8, 2, 3)
+        seen=np.stack([np.round(255 * seen).astype(np.uint8) for _, seen in looks]),  # (states, 8, 28, 28)
     )
 
 
 # ----------------------------------------------------------------------------------------------------------- comparison
 
 
-def draw_run(figure, axes, left, images, theta, seen, run, epoch):
+def draw_run(figure, axes, left, images, saved, epoch):
     """Draws one run at an epoch, its upper left corner at (left, 0), in pixels of the figure.
 
-    Images are uint8 (8, side, side); they are enlarged by a whole factor, or made smaller, to half a tile at most.
+    Images are uint8 (8, 1, side, side); they are enlarged by a whole factor, or made smaller, to half a tile at most.
     """
+    run, (theta, seen) = saved.run, look(saved, epoch, images)
     history = run["history"][:epoch]
     line = f"epoch {epoch}, accuracy {history[-1]['test/accuracy']:.1f} %" if history else "before training"
     axes.text(left, 6, run["title"], va="top", fontsize=12)
     axes.text(left, 25, line, va="top", fontsize=11)
     side = images.shape[-1]
-    shown = TILE // 2 // side * side or TILE // 2
+    shown = TILE // 2
+    if side < shown:
+        shown -= shown % side
     mosaic, pad = np.full((2 * TILE + SEEN, PANEL), 0.2), (TILE - shown) // 2
     outlines = common.outlines(torch.from_numpy(theta), shown, shown).numpy()
-    for i, image in enumerate(images):
-        y, x = (np.array(divmod(i, 4)) * TILE).tolist()
+    for i, image in enumerate(images[:, 0].numpy()):
+        x, y = i % 4 * TILE, i // 4 * TILE
         tile = Image.fromarray(image).resize((shown, shown), Image.Resampling.BOX)
         mosaic[y + pad : y + pad + shown, x + pad : x + pad + shown] = np.asarray(tile) / 255
         mosaic[2 * TILE :, i * TILE // 2 + 2 : i * TILE // 2 + 2 + SEEN] = seen[i].repeat(2, 0).repeat(2, 1)
@@ -102,8 +103,7 @@ def draw_frame(images, runs, epoch):
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     for i, saved in enumerate(runs):
-        theta, seen = look(saved, epoch, images)
-        draw_run(figure, axes, MARGIN + i * (PANEL + MARGIN), images[:, 0].numpy(), theta, seen, saved.run, epoch)
+        draw_run(figure, axes, MARGIN + i * (PANEL + MARGIN), images, saved, epoch)
     axes.set(xlim=(0, WIDTH), ylim=(HEIGHT, 0))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -45,17 +45,13 @@ class SavedRun:
             )
         self.model.load_state_dict(common.load_state(self.folder / "weights" / f"{int(epoch):03}.pt"))
 
-    def canvases(self, limit=60000):
-        """Returns (images, labels) that it trained on, the first `limit` of them, and the same that it tested on."""
+    def canvases(self):
+        """Returns (images, labels) that it trained on, and the same that it tested on."""
         run = self.run
-        *sets, _, _ = common.load_images(run["dataset"], run["data_dir"], run["digits"], min(limit, run["limit"]))
-        return sets
+        train_set, test_set, *_ = common.load_images(run["dataset"], run["data_dir"], run["digits"], run["limit"])
+        return train_set, test_set
 
     def train_epoch(self, epoch, images, labels):
         """Trains as it did in an epoch, if the weights are those of the epoch before; returns `common.train`'s."""
         torch.manual_seed(10_000 * self.run["seed"] + epoch)
         return common.train(self.experiment, self.network, images, labels)
-
-    def test(self, images, labels):
-        """Returns what `common.test` measures. Turns dropout off."""
-        return common.test(self.experiment, self.model, images, labels)

@@ -73,7 +73,7 @@ def run_key(row):
 
 def weights_key(row):
     """What tells saved weights apart: the run of a row, and the row's epoch."""
-    return *run_key(row), row["epoch"]
+    return run_key(row), row["epoch"]
 
 
 def key_columns(run, epoch):
@@ -81,14 +81,19 @@ def key_columns(run, epoch):
     return {name: run[name] for name in RUN_KEY} | {"epoch": epoch}
 
 
-def run_sort_key(row):
-    """By `RUN_KEY`; of variants the numbers come first, by their value."""
-    experiment, variant, *others = run_key(row)
+def variant_sort_key(variant):
+    """No variant comes first, then numbers by their value, then words."""
+    if variant is None:
+        return 0, 0
     try:
-        rank = (0,) if variant is None else (1, float(variant))
+        return 1, float(variant)
     except ValueError:
-        rank = (2,)
-    return experiment, rank, variant or "", *others
+        return 2, 0
+
+
+def run_sort_key(row):
+    """By `RUN_KEY`, variants by `variant_sort_key`."""
+    return row["experiment"], variant_sort_key(row["variant"]), run_key(row)
 
 
 def settings_of(run):
@@ -120,28 +125,16 @@ def read_runs(assets=ASSETS):
 
 
 def write_runs(runs, assets=ASSETS):
-    """Writes runs, as `read_runs` returns them, sorted, into both files, or into neither.
+    """Writes runs, as `read_runs` returns them, sorted, into both files.
 
-    What any run has measured is a column of results.csv.
+    What any run has measured is a column of results.csv. That is written first: `read_runs` looks up there what
+    runs.csv has, so that a disk that is full in between leaves what can be read and collected again.
     """
     runs = sorted(runs, key=run_sort_key)
     rows = [key_columns(run, row["epoch"]) | six_digits(row) for run in runs for row in run["history"]]
+    write(assets / "results.csv", format_table(rows))
     runs = [run | settings_of(run) for run in runs]
-    of_runs = format_table(runs, [*RUN_KEY, *SETTINGS, *FACTS])
-    replace_files({assets / "results.csv": format_table(rows), assets / "runs.csv": of_runs})
-
-
-def replace_files(contents):
-    """Writes all files, a dict of their bytes, or none if the disk is full."""
-    beside = {path: path.with_name(path.name + ".new") for path in contents}
-    try:
-        for path, data in contents.items():
-            write(beside[path], data)
-        for path in contents:
-            beside[path].replace(path)
-    finally:
-        for path in beside.values():
-            path.unlink(missing_ok=True)
+    write(assets / "runs.csv", format_table(runs, [*RUN_KEY, *SETTINGS, *FACTS]))
 
 
 # ---------------------------------------------------------------------------------------------------------- run folders

@@ -1,8 +1,8 @@
 """Replays the epoch in which a run's transformer failed, step by step, and adds it to failures.csv.
 
 Without EPOCH that is the one in which the run failed. A replay begins with weights that the run saved at least an epoch
-before, so that it has the steps that lead there. SGD without momentum has no other state: on the machine of the run,
-with as many threads, it comes to the same numbers to the last bit, which is checked.
+before, so that it has the steps that lead there. On the machine of the run, with as many threads, it comes to the same
+numbers to the last bit, which is checked: not so where an optimizer has a state, unless it begins with the run.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ import common
 import stn
 from assets import ASSETS, Command
 from assets.rebuild import SavedRun
-from assets.records import add_rows, is_finished, key_columns, read_folder
+from assets.records import add_rows, key_columns, read_folder
 from common import RunError
 
 MEASURES = ("inside", "scale", "active", "spread", "gradient", "gradient of the localization net")
@@ -65,16 +65,12 @@ def record(model, optimizer):
 def replay(folder, epoch):
     """Trains to the end of `epoch`, as the run in `folder` did, from weights that it saved before the epoch before.
 
-    Returns the `MEASURES` of each step of that epoch, none if `epoch` is 1, and of `epoch`, two lists of dicts, see
-    `record`. Raises RunError if the run is not one of SGD without momentum and without a schedule, its script, weights
-    or digits are not there, or the losses are not those of the run.
+    Returns the `MEASURES` of each step of the epoch before, none if `epoch` is 1, and of `epoch`, two lists of dicts,
+    see `record`. Raises RunError if its script, weights or digits are not there, or the losses are not those of the
+    run: on another machine, and where an optimizer with a state or a schedule does not start with the run.
     """
     saved = SavedRun(folder)
-    run, groups = saved.run, saved.optimizer.param_groups
-    if type(saved.optimizer) is not torch.optim.SGD or any(group["momentum"] for group in groups):
-        raise RunError(f"{folder} is a run of {run['optimizer']}, whose state is not saved: give one of plain SGD")
-    if run["scheduler"]:
-        raise RunError(f"{folder} is a run with {run['scheduler']}, whose state is not saved: give one without")
+    run = saved.run
     first = max(0, (epoch - 2) // common.FIGURE_EVERY * common.FIGURE_EVERY)
     saved.load(first)
     torch.set_num_threads(run["threads"])
@@ -87,21 +83,22 @@ def replay(folder, epoch):
         wanted = run["history"][now - 1]["train/loss"]
         if loss != wanted:
             raise RunError(
-                f"{folder} is another machine's run, or of other versions: its loss in epoch {now} was {wanted}, here "
-                f"it is {loss}: replay it where it ran ({run['device']}, {run['cpu']}, torch {run['torch']})"
+                f"{folder} trains otherwise here: its loss in epoch {now} was {wanted}, and is {loss}. Replay it where "
+                f"it ran ({run['device']}, {run['cpu']}, torch {run['torch']}); where its optimizer has a state "
+                f"({run['optimizer']}), give an EPOCH up to {common.FIGURE_EVERY + 1}"
             )
     return before, steps
 
 
-def find_failing_step(steps):
-    """The first step in which under 1 % of sampling points are inside or under 1 % of hidden units active.
+def find_failing_step(steps, start=0):
+    """Number of the first step from `start` on with under 1 % of sampling points inside or of hidden units active.
 
-    If there is none, the first with a spread under 0.01: one map for all images, though hidden units are active. None
-    if there is none of these.
+    If there is none, of the first with a spread under 0.01: one map for all images, though hidden units are active.
+    None if there is none of these.
     """
     for measures in (("inside", "active"), ("spread",)):
-        for i, step in enumerate(steps):
-            if any(step[measure] < 0.01 for measure in measures):
+        for i in range(start, len(steps)):
+            if any(steps[i][measure] < 0.01 for measure in measures):
                 return i
     return None
 
@@ -111,23 +108,23 @@ def add_replay(folder, epoch=None, assets=ASSETS):
 
     Those before reach into the epoch before; those after end with the epoch.
 
-    Raises RunError if `folder` holds no finished run, or no such step is in `epoch`, or `replay` does.
+    Raises RunError if `folder` holds no run, or no such step is in `epoch`, or `replay` does.
     """
     run = read_folder(folder)
-    if not is_finished(run):
-        raise RunError(f"{folder} is not finished, {run['epoch']} of {run['epochs']} epochs: let it come to its end")
     epoch = run["failed"] if epoch is None else epoch
     if epoch is None:
         raise RunError(f"{folder} neither collapsed nor lost its solution: give a run that failed, or an EPOCH")
     if not 1 <= epoch <= run["epoch"]:
         raise RunError(f"{folder} has no epoch {epoch}: give one from 1 to {run['epoch']}")
     before, steps = replay(folder, epoch)
-    failing = find_failing_step(before[-1:] + steps)
-    if not failing:
-        other = "is never so: try a later EPOCH" if failing is None else "begins so: try an earlier EPOCH"
-        raise RunError(f"{folder} fails where inside, active or spread gets under 0.01, and epoch {epoch} {other}")
+    start = max(0, len(before) - 1)  # the step before the epoch's first, which should not be a failing one
     steps = before + steps
-    failing += len(before[:-1])  # steps are counted from here
+    failing = find_failing_step(steps, start)
+    when = f"{folder} fails where inside, active or spread gets under 0.01, and epoch {epoch}"
+    if failing is None:
+        raise RunError(f"{when} is never so: try a later EPOCH")
+    if failing == start:
+        raise RunError(f"{when} begins so: try an earlier EPOCH")
     around = range(max(0, failing - AROUND), min(len(steps), failing + AROUND + 1))
     key = key_columns(run, epoch)
     add_rows(assets / "failures.csv", [key | {"step": i - failing} | steps[i] for i in around])

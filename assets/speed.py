@@ -1,14 +1,14 @@
-"""Measures the seconds of an epoch of the document's stable recipe and of this project's, in turn, into speed.csv.
+"""Measures the seconds of an epoch of training, of experiments and of the loop that everybody writes, into speed.csv.
 
-How many minutes of training until 90 and 95 % of the cluttered test digits are right? The table has it: these seconds
-times the epochs that the experiments' runs needed, in results.csv. Experiment 3, not normalized with Adam at 0.0001, is
-timed in the loop that everybody writes (contiguous tensors, a DataLoader with workers, the loss read in every step);
-experiments 7 and 21 in this project's. In turn, so that a machine's drift hits all alike. Testing is not counted. The
-file is written anew. On the CPU, with as many threads as torch takes.
+    python -m assets.speed 1 7 21
+
+That loop (contiguous tensors, a DataLoader with workers, the loss read in every step) trains the first of the
+experiments as well; each experiment is trained as a run of it is, and of a script of several the first. All in one
+process, in turn, so that what slows the machine slows all alike; on the CPU with as many threads as torch takes.
+Testing is not counted. What the file has of another device stays.
 """
 
 import time
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +19,10 @@ from torch.utils.data import DataLoader, TensorDataset
 import common
 from assets import ASSETS, Command, positive
 from assets.rebuild import ROOT
-from assets.records import format_table, six_digits
+from assets.records import format_table, read_table, six_digits
 
 WORKERS = 4  # of the DataLoader, on any machine
-REFERENCE, PROJECT = 3, (7, 21)  # numbers of experiments
-warnings.filterwarnings("ignore", f"This DataLoader will create {WORKERS} worker processes")
+EVERYBODYS, THIS_PROJECTS = "everybody's", "this project's"  # loops
 
 
 def make_reference(experiment, device="cpu"):
@@ -53,33 +52,45 @@ def reference_epoch(experiment, network, loader, device="cpu"):
     return total / len(loader.dataset)
 
 
-def make_loops(images, labels):
-    """Returns {experiment's number: function that trains it for an epoch} on uint8 images (N, 1, 60, 60)."""
-    chosen = {n: common.read_script(ROOT / f"classification_experiment_{n}.py")[0] for n in (REFERENCE, *PROJECT)}
-    loops = {n: partial(common.train, e, common.make_network(e), images, labels) for n, e in chosen.items()}
-    reference = chosen[REFERENCE]
-    loops[REFERENCE] = partial(reference_epoch, reference, make_reference(reference), make_loader(images, labels))
+def make_loops(experiments, data_dir, limit, device):
+    """Returns a list of (loop, experiment, function that trains it for an epoch), everybody's loop first."""
+    datasets = {experiment.dataset for experiment in experiments}
+    sets = {dataset: common.load_canvases(dataset, data_dir, "auto", limit)[0] for dataset in datasets}
+    first = experiments[0]
+    network, loader = make_reference(first, device), make_loader(*sets[first.dataset])
+    loops = [(EVERYBODYS, first, partial(reference_epoch, first, network, loader, device))]
+    for experiment in experiments:
+        images, labels = (tensor.to(device) for tensor in sets[experiment.dataset])
+        train = partial(common.train, experiment, common.make_network(experiment, device), images, labels)
+        loops.append((THIS_PROJECTS, experiment, train))
     return loops
 
 
-def write_speed(rounds, data_dir, limit=60000, assets=ASSETS):
-    """Trains each for `rounds` epochs, after one that is not timed, in turn, and writes a row an epoch."""
-    train_set, _, _ = common.load_canvases("cluttered", data_dir, "auto", limit)
-    loops, rows = make_loops(*train_set), []
+def write_speed(experiments, rounds, limit, device, data_dir, assets=ASSETS):
+    """Trains each of these numbers for `rounds` epochs, after one that is not timed, in turn; writes a row an epoch."""
+    experiments = [common.read_script(ROOT / f"classification_experiment_{number}.py")[0] for number in experiments]
+    loops, rows = make_loops(experiments, data_dir, limit, device), []
     for epoch in range(rounds + 1):
-        for number, train in loops.items():
+        for loop, experiment, train in loops:
             started = time.perf_counter()
             train()
-            row = {"experiment": number, "epoch": epoch, "seconds": time.perf_counter() - started}
-            print(row, flush=True)
-            if epoch:
-                rows.append(six_digits(row))
-    common.write(assets / "speed.csv", format_table(rows))
+            seconds = time.perf_counter() - started
+            number = int(experiment.name.rpartition("_")[2])
+            row = {"device": device, "loop": loop, "experiment": number, "title": experiment.title, "epoch": epoch}
+            print(row, seconds, flush=True)
+            if epoch > 0:
+                rows.append(six_digits(row | {"seconds": seconds}))
+    path = assets / "speed.csv"
+    others = [row for row in read_table(path) if row["device"] != device]
+    common.write(path, format_table(others + rows))
 
 
 def main():
     command = Command(prog="python -m assets.speed", description=__doc__)
+    command.add_argument("experiments", type=positive, nargs="*", default=[1, 7, 21], metavar="N", help="their numbers")
     command.add_argument("--rounds", type=positive, default=3, metavar="N", help="epochs of each")
+    command.add_argument("--limit", type=positive, default=60000, metavar="N", help="images an epoch")
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     command.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of MNIST")
     command.set_defaults(function=write_speed)
     command.run()

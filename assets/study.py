@@ -1,29 +1,51 @@
-"""What tables and figures read out of the CSV files: runs and their events, and solutions handed over to SGD."""
+"""What tables and figures read out of the CSV files: runs, and what became of them."""
 
+import math
 import re
 from itertools import groupby
 from statistics import median
 from types import SimpleNamespace
+from typing import NamedTuple
 
-from assets.records import read_runs, read_table, run_key, run_sort_key, settings_of, weights_key
-from common import DEFAULTS, collapsed, failed
+import numpy as np
 
-FULL = {"digits": "full", "limit": 60000}
-STANDARD = {"dataset": "cluttered"} | FULL  # what experiments are compared by: all canvases of the full digits
-SGD, ADAM = "SGD(lr=0.01)", "Adam(lr=0.0001)"  # one learning rate for all weights, as runs.csv has them
+from assets.records import read_runs, read_table, run_key, run_sort_key, settings_of
+from common import DEFAULTS, SIDES, collapsed
+
+FULL = {"digits": "full", "limit": DEFAULTS["limit"]}
+STANDARD = {"dataset": DEFAULTS["dataset"]} | FULL  # what experiments are compared by: all canvases of the full digits
 ONE_MAP = 0.01  # spread under which the regions' centres are one place for all images
 
 
 def read_all(assets):
-    """Returns all that the CSV files hold: `runs`, and the rows of each measurement."""
+    """Returns all that a folder's CSV files hold: `runs`, those that are `counted`, and the rows of measurements."""
+    runs = read_runs(assets)
     return SimpleNamespace(
-        runs=read_runs(assets),
+        assets=assets,
+        runs=runs,
+        counted=without_repeats(runs),
         replays=read_table(assets / "failures.csv"),
-        sharpness=read_table(assets / "sharpness.csv"),
-        handed_over=read_table(assets / "hand_over.csv"),
         elsewhere=read_table(assets / "elsewhere.csv"),
         speed=read_table(assets / "speed.csv"),
     )
+
+
+# ------------------------------------------------------------------------------------------------------------ data sets
+
+
+def moves_about(dataset):
+    """Whether the digits of a data set have different places in its images."""
+    return dataset != "mnist"
+
+
+def side_of(dataset):
+    """Side of a data set's images in pixels, or None where it is not known."""
+    return SIDES.get(dataset)
+
+
+def digits_of(dataset):
+    """What tables and figures call the digits of a data set."""
+    return "plain" if dataset == "mnist" else dataset
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
@@ -39,29 +61,10 @@ def group(runs):
     return [list(seeds) for _, seeds in groupby(sorted(runs, key=run_sort_key), key=lambda run: run_key(run)[:-1])]
 
 
-def is_plain(run):
-    """Whether nothing but normalization, fill and optimizer sets a run apart: no other transformer, no bound, ..."""
-    settings, free = settings_of(run), ("mean", "std", "fill", "optimizer", "batch_size")
-    return all(settings[name] == DEFAULTS[name] for name in settings if name not in free)
-
-
-def plain_runs(optimizer, runs):
-    """The standard runs with that optimizer and nothing else changed but the normalization and the fill."""
-    return [run for run in pick(runs, **STANDARD, optimizer=optimizer) if is_plain(run)]
-
-
 def optimizer_kind(run):
     """What figures and tables tell optimizers apart by: "SGD", "SGD, momentum" or "Adam"."""
-    return run["optimizer"].partition("(")[0] + ", momentum" * ("momentum" in run["optimizer"])
-
-
-def without_beginnings(runs):
-    """The runs but for those that are the first epochs of a longer one, as those of 17 at 0.001 are of 10's."""
-    longest = {}
-    for run in sorted(runs, key=lambda run: len(run["history"])):
-        key = *run_key(run)[2:], *settings_of(run).items()
-        longest[key] = run
-    return list(longest.values())
+    kind = run["optimizer"].partition("(")[0]
+    return f"{kind}, momentum" if "momentum" in run["optimizer"] else kind
 
 
 def without_repeats(runs):
@@ -69,18 +72,26 @@ def without_repeats(runs):
 
     Over fewer epochs fewer fail, so that they are in no count of failures.
     """
-    return [r for seeds in group(runs) for r in seeds if r["epochs"] == max(other["epochs"] for other in seeds)]
+    kept = []
+    for seeds in group(runs):
+        longest = max(run["epochs"] for run in seeds)
+        kept += [run for run in seeds if run["epochs"] == longest]
+    return kept
 
 
 def by_rate(runs):
-    """Returns {dataset: {learning rate of the localization net: runs}} of experiment 17, plain digits first."""
+    """Returns {dataset: {learning rate of the localization net: runs}} of experiment 17, still digits first."""
     found = {}
     for seeds in group(pick(runs, **FULL, experiment=17)):
         found.setdefault(seeds[0]["dataset"], {})[float(seeds[0]["variant"])] = seeds
-    return dict(sorted(found.items(), key=lambda item: item[0] != "mnist"))
+    return {dataset: found[dataset] for dataset in sorted(found, key=moves_about)}
 
 
 # --------------------------------------------------------------------------------------------------------------- events
+
+
+def count_failed(runs):
+    return sum(run["failed"] is not None for run in runs)
 
 
 def was_stopped(run):
@@ -93,9 +104,9 @@ def reaches(history, accuracy):
     return next((row["epoch"] for row in history if row["test/accuracy"] >= accuracy), None)
 
 
-def off_the_image(row):
-    """Whether the transformer has collapsed, in a row of results.csv, sharpness.csv or elsewhere.csv."""
-    return collapsed([{"epoch": 1, "stn/inside": row.get("stn/inside", row.get("inside"))}]) is not None
+def off_the_image(inside):
+    """Whether a transformer with that inside has collapsed."""
+    return collapsed([{"epoch": 1, "stn/inside": inside}]) is not None
 
 
 def before_failure(run):
@@ -103,33 +114,20 @@ def before_failure(run):
     return run["history"][: run["failed"] - 1] if run["failed"] else run["history"]
 
 
-def still_from(history):
-    """First epoch from which on scale and inside are the same to the run's end, or None if for under three epochs."""
-    pairs = [(row["stn/scale"], row["stn/inside"]) for row in history]
-    first = next(i for i in range(len(pairs)) if set(pairs[i:]) == {pairs[-1]})
-    return first + 1 if len(pairs) - first >= 3 else None
-
-
-def failure_times(runs, **definition):
-    """The times of `survival`: (epoch, True) for a run that failed in it, (last epoch, False) for one that had not."""
-    epochs = [(failed(run["history"], **definition), len(run["history"])) for run in runs]
-    return [(last, False) if epoch is None else (epoch, True) for epoch, last in epochs]
-
-
-def count_failed(runs, **definition):
-    return sum(has_failed for _, has_failed in failure_times(runs, **definition))
-
-
-# ------------------------------------------------------------------------------- motion: fixed before experiment 19 ran
+# -------------------------------------------------------------------------------------------- what became of a run
 
 ZOOMED_OUT = 1.1  # scale over which a run on plain digits has zoomed out
-SMALL, LARGE = 0.5, 1  # pixels: under the one a step was predicted to do no harm, over the other to lead to failure
 LONG = 40  # epochs from which on what became of a run is its own; of a shorter one that did not fail, its setting's
-FIRST_OF_NEW = 19  # experiment from which on runs are new to what was found on others
 
 
-def motion_epochs(run):
-    """The rows that a run's motion is taken from: five from the first with a test accuracy of 50 % or more.
+def median_of(rows, tag):
+    """The median of a scalar over the rows that have it, or None if none has."""
+    values = [row[tag] for row in rows if row.get(tag) is not None]
+    return median(values) if values else None
+
+
+def judged_epochs(run):
+    """The epochs that a run is judged by, as rows: five from the first with a test accuracy of 50 % or more.
 
     Of a run that fails before it has those, the last five before it fails, or as many as there are.
     """
@@ -140,19 +138,10 @@ def motion_epochs(run):
     return rows[-5:]
 
 
-def median_then(run, tag):
-    """The median of a scalar over `motion_epochs`, or None if it was not recorded then."""
-    values = [row.get(tag) for row in motion_epochs(run)]
+def judged_median(run, tag):
+    """The median of a scalar over `judged_epochs`, or None if it was not recorded then."""
+    values = [row.get(tag) for row in judged_epochs(run)]
     return median(values) if values and None not in values else None
-
-
-def largest_motion(run):
-    """The largest step that was measured in the epochs before a run failed, or in all, or None.
-
-    Not fixed before the runs: found once `median_then` had been seen not to tell.
-    """
-    values = [row.get("stn/motion_max") for row in before_failure(run)]
-    return max(values) if values and None not in values else None
 
 
 def localization_rate(optimizer):
@@ -167,52 +156,58 @@ def fate(run):
     if run["failed"] and run["failed"] <= 100:
         return "failed"
     last = run["history"][-3:]
-    if run["dataset"] == "mnist":
-        return "zoomed out" if last[-1]["stn/scale"] > ZOOMED_OUT else "lasts"
-    spreads = [row["stn/spread"] for row in last]
+    if not moves_about(run["dataset"]):
+        scale = last[-1].get("stn/scale")
+        return "zoomed out" if scale is not None and scale > ZOOMED_OUT else "lasts"
+    spreads = [row.get("stn/spread") for row in last]
     return "one map" if None not in spreads and max(spreads) < ONE_MAP else "lasts"
 
 
+def has_failed(run):
+    """Whether a run collapsed, lost its solution or zoomed out."""
+    return fate(run) in ("failed", "zoomed out")
+
+
 def failure_chance(run, runs):
-    """0 or 1, whether a run collapsed, lost its solution or zoomed out; where it is short, the share of its setting's.
+    """0 or 1, whether a run has failed; where it is short, the share of its setting's runs that have.
 
     That is, of the longer runs with the same settings and data, if there are any, and it did not fail itself.
     """
-    own = float(fate(run) in ("failed", "zoomed out"))
-    if own or len(run["history"]) >= LONG:
-        return own
+    if has_failed(run):
+        return 1
     setting = run["dataset"], run["limit"], settings_of(run)
     alike = [other for other in runs if (other["dataset"], other["limit"], settings_of(other)) == setting]
-    longer = [float(fate(other) in ("failed", "zoomed out")) for other in alike if len(other["history"]) >= LONG]
-    return sum(longer) / len(longer) if longer else own
+    longer = [has_failed(other) for other in alike if len(other["history"]) >= LONG]
+    if len(run["history"]) >= LONG or not longer:
+        return 0
+    return longer.count(True) / len(longer)
 
 
-def alarm(history):
-    """First epoch from the first with over 80 % on in which the median `inside` of the last five is under 0.81."""
-    first = next((i for i, row in enumerate(history) if row["test/accuracy"] > 80), len(history))
-    for i in range(first, len(history)):
-        if median(row["stn/inside"] for row in history[max(0, i - 4) : i + 1]) < 0.81:
-            return history[i]["epoch"]
-    return None
+class Ranking(NamedTuple):
+    """The area under the ROC curve, and its 95 % interval."""
+
+    area: float
+    low: float
+    high: float
 
 
-# --------------------------------------------------------------------------------------------------------- measurements
+def ranking(figures, chances):
+    """How well a figure ranks failing runs above lasting ones, a `Ranking`.
 
-
-def solutions(rows):
-    """Yields of each solution handed over its first row and {(classifier's rate, rate): accuracies}.
-
-    Accuracies are those after the last step, in percent, one a shuffle.
+    1 if every run that fails has a larger figure than every one that lasts, 0.5 by chance. `chances` (0 to 1) are those
+    of failing: a run of which only its setting's share is known counts as both, in these parts. The interval is the
+    bootstrap's over the runs, of 2,000 draws. All is nan where nothing fails or nothing lasts.
     """
-    for _, steps in groupby(rows, key=weights_key):
-        rows_of_solution, left = list(steps), {}
-        for (*rates, _), curve in groupby(
-            rows_of_solution, key=lambda row: (row["classifier_rate"], row["rate"], row["shuffle"])
-        ):
-            left.setdefault(tuple(rates), []).append(list(curve)[-1]["test/accuracy"])
-        yield rows_of_solution[0], left
+    figures, chances = np.asarray(figures, float), np.asarray(chances, float)
 
+    def area(index):
+        x, fails = figures[index], chances[index]
+        weights = np.outer(fails, 1 - fails)
+        above = (x[:, None] > x) + 0.5 * (x[:, None] == x)
+        return (weights * above).sum() / weights.sum() if weights.any() else math.nan
 
-def curvatures(solution, sharpness):
-    """Returns {step: curvature} of a solution, out of the rows of sharpness.csv."""
-    return {row["step"]: row["curvature"] for row in sharpness if weights_key(row) == weights_key(solution)}
+    draws = np.random.default_rng(0).integers(len(figures), size=(2000, len(figures)))
+    drawn = [area(index) for index in draws]
+    drawn = [value for value in drawn if not math.isnan(value)]
+    low, high = np.quantile(drawn, (0.025, 0.975)) if drawn else (math.nan, math.nan)
+    return Ranking(float(area(np.arange(len(figures)))), float(low), float(high))

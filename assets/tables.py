@@ -1,36 +1,40 @@
-"""The tables that stand between markers in README.md and assets/README.md, made from the CSV files."""
+"""The tables that stand between markers in README.md and assets/README.md, made from the CSV files.
+
+A table is a list of rows and a list of columns: a column is its heading, and the function of a row that its cells are.
+A row is a list of runs, those that differ by their seed alone, where nothing else is said.
+"""
 
 import math
 import re
-from itertools import groupby, product
 from statistics import median
 
 from scipy import stats
 
-from assets import ASSETS, study, survival
-from assets.records import run_key
-from assets.sharpness import STEPS
-from common import RunError
-
-DEFINITIONS = {  # of a failure: the one that is used, and the others that a claim has to hold under
-    "inside 0.05, loss 1.5": {},
-    "inside 0.01, loss 1.5": {"bound": 0.01},
-    "inside 0.05, loss 2": {"factor": 2},
-}
+from assets import ASSETS, study
+from assets.elsewhere import LINES
+from assets.speed import EVERYBODYS
+from assets.study import digits_of, median_of
+from common import DEFAULTS, RunError
 
 # ---------------------------------------------------------------------------------------------------------------- cells
 
 
 def markdown(columns, rows):
-    """Returns a Markdown table; None is a dash."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join("| " + " | ".join("-" if c is None else str(c) for c in line) + " |\n" for line in lines)
+    """A Markdown table of columns, pairs of a heading and the function of a row that its cells are; None is a dash."""
+    lines = [[heading for heading, _ in columns], ["---"] * len(columns)]
+    lines += [[cell(row) for _, cell in columns] for row in rows]
+    return "".join(f"| {' | '.join('-' if cell is None else str(cell) for cell in line)} |\n" for line in lines)
+
+
+def fixed(value, digits=2):
+    """A number with so many digits behind the point, None for None."""
+    return None if value is None else f"{value:.{digits}f}"
 
 
 def middle(values, digits=2):
     """The median of what was recorded, or None."""
     values = [value for value in values if value is not None]
-    return f"{median(values):.{digits}f}" if values else None
+    return fixed(median(values), digits) if values else None
 
 
 def middle_and_range(values, digits=2):
@@ -38,38 +42,31 @@ def middle_and_range(values, digits=2):
     values = [value for value in values if value is not None]
     if len(values) < 2:
         return middle(values, digits)
-    return f"{middle(values, digits)} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    return f"{middle(values, digits)} ({fixed(min(values), digits)} to {fixed(max(values), digits)})"
 
 
 def listed(values):
     return ", ".join("-" if value is None else str(value) for value in values)
 
 
-def digits_of(dataset):
-    """What tables call the digits of a data set."""
-    return "plain" if dataset == "mnist" else dataset
-
-
 def data_suffix(run):
     """What is not the default in a run's data, such as ", plain digits"."""
-    parts = [] if run["dataset"] == "cluttered" else [f"{digits_of(run['dataset'])} digits"]
-    parts += ["embedded digits"] * (run["digits"] == "embedded")
-    parts += [f"{run['limit']} images"] * (run["limit"] != 60000)
-    return "".join(f", {part}" for part in parts)
+    suffix = ""
+    if run["dataset"] != DEFAULTS["dataset"]:
+        suffix += f", {digits_of(run['dataset'])} digits"
+    if run["digits"] == "embedded":
+        suffix += ", embedded digits"
+    if run["limit"] != DEFAULTS["limit"]:
+        suffix += f", {run['limit']} images"
+    return suffix
 
 
-def experiment_label(run):
-    return f"{run['experiment']}: {run['title']}{data_suffix(run)}"
+def experiment_label(runs):
+    return f"{runs[0]['experiment']}: {runs[0]['title']}{data_suffix(runs[0])}"
 
 
-def run_label(run):
-    """A run without its title, such as "17 at 0.05, plain digits, seed 3"."""
-    variant = "" if run["variant"] is None else f" at {run['variant']}"
-    return f"{run['experiment']}{variant}{data_suffix(run)}, seed {run['seed']}"
-
-
-def failed_of(runs, **definition):
-    return f"{study.count_failed(runs, **definition)} of {len(runs)}"
+def failed_of(runs):
+    return f"{study.count_failed(runs)} of {len(runs)}"
 
 
 def failed_of_and_interval(runs):
@@ -77,89 +74,100 @@ def failed_of_and_interval(runs):
     return f"{failed_of(runs)} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
+def count_fate(runs, fate):
+    return f"{sum(study.fate(run) == fate for run in runs)} of {len(runs)}"
+
+
 def failure(run):
     """When a run failed: "31 cl" collapsed and lost its solution, one letter for one of them; † if stopped early."""
-    epoch = run["failed"]
-    cell = f"{epoch} " + "c" * (run["collapsed"] == epoch) + "l" * (run["lost_solution"] == epoch) if epoch else "-"
-    return cell + "†" * study.was_stopped(run)
-
-
-def collapses(history):
-    """When a run is collapsed: "31" from there to its end, "4 to 26 and 28" where it came back."""
-    spans = [[row["epoch"] for row in rows] for off, rows in groupby(history, study.off_the_image) if off]
-    return " and ".join(str(span[0]) + f" to {span[-1]}" * (span[-1] < len(history)) for span in spans)
+    cell = "-"
+    if run["failed"]:
+        cell = f"{run['failed']} "
+        if run["collapsed"] == run["failed"]:
+            cell += "c"
+        if run["lost_solution"] == run["failed"]:
+            cell += "l"
+    return f"{cell}†" if study.was_stopped(run) else cell
 
 
 def at_best(runs, tag):
     """What each run has in the epoch of its best test accuracy."""
-    return [run["history"][run["best_epoch"] - 1][tag] for run in runs]
+    return [run["history"][run["best_epoch"] - 1].get(tag) for run in runs]
+
+
+def not_stopped(runs):
+    """The runs that got to their last epoch: those that were stopped have no end."""
+    return [run for run in runs if not study.was_stopped(run)]
 
 
 def at_end(runs, tag):
-    """What each run has in its last epoch; runs that were stopped early are left out, as in `over_last_10`."""
-    return [run["history"][-1][tag] for run in runs if not study.was_stopped(run)]
+    """What each run has in its last epoch."""
+    return [run["history"][-1].get(tag) for run in not_stopped(runs)]
 
 
-def over_last_10(runs):
-    """The median test accuracy of each run's last 10 epochs."""
-    return [median(row["test/accuracy"] for row in run["history"][-10:]) for run in runs if not study.was_stopped(run)]
+def over_last_10(runs, tag="test/accuracy"):
+    """The median of each run's last 10 epochs."""
+    return [median_of(run["history"][-10:], tag) for run in not_stopped(runs)]
+
+
+def first_epochs(runs, accuracy):
+    """The first epoch of each run with that test accuracy in percent."""
+    return [study.reaches(run["history"], accuracy) for run in runs]
+
+
+def epochs_to(accuracy, runs):
+    """The median of the first epochs with that test accuracy in percent, or None if half of the runs never have it."""
+    middle_epoch = median(math.inf if epoch is None else epoch for epoch in first_epochs(runs, accuracy))
+    return None if middle_epoch == math.inf else f"{middle_epoch:.0f}"
 
 
 # ---------------------------------------------------------------------------------------------- tables of what happened
 
 
+def scales_over_80(runs):
+    """The median scale of each run's epochs with over 80 %."""
+    return [median_of([row for row in run["history"] if row["test/accuracy"] > 80], "stn/scale") for run in runs]
+
+
 def all_results(runs):
-    columns = ["experiment", "runs failed, exact 95 % interval", "failed in epoch, each seed"]
-    columns += ["best accuracy, %", "over the last 10 epochs, %"]
-    columns += ["scale in epochs over 80 %", "scale at the best epoch", "at the end"]
-    columns += ["spread at the best epoch", "at the end", "epochs to 80 %", "to 90 %"]
-    rows = []
-    for seeds in study.group(runs):
-        cells = [experiment_label(seeds[0]), failed_of_and_interval(seeds), listed(map(failure, seeds))]
-        cells += [middle_and_range(at_best(seeds, "test/accuracy")), middle_and_range(over_last_10(seeds))]
-        healthy = [[row["stn/scale"] for row in run["history"] if row["test/accuracy"] > 80] for run in seeds]
-        cells.append(middle_and_range(median(scales) for scales in healthy if scales))
-        for tag in ("stn/scale", "stn/spread"):
-            cells += [middle_and_range(at_best(seeds, tag)), middle_and_range(at_end(seeds, tag))]
-        cells += [listed(study.reaches(run["history"], accuracy) for run in seeds) for accuracy in (80, 90)]
-        rows.append(cells)
-    return markdown(columns, rows)
+    columns = [
+        ("experiment", experiment_label),
+        ("runs failed, exact 95 % interval", failed_of_and_interval),
+        ("failed in epoch, each seed", lambda seeds: listed(map(failure, seeds))),
+        ("best accuracy, %", lambda seeds: middle_and_range(at_best(seeds, "test/accuracy"))),
+        ("over the last 10 epochs, %", lambda seeds: middle_and_range(over_last_10(seeds))),
+        ("scale in epochs over 80 %", lambda seeds: middle_and_range(scales_over_80(seeds))),
+        ("scale at the best epoch", lambda seeds: middle_and_range(at_best(seeds, "stn/scale"))),
+        ("at the end", lambda seeds: middle_and_range(at_end(seeds, "stn/scale"))),
+        ("spread at the best epoch", lambda seeds: middle_and_range(at_best(seeds, "stn/spread"))),
+        ("at the end", lambda seeds: middle_and_range(at_end(seeds, "stn/spread"))),
+        ("epochs to 80 %", lambda seeds: listed(first_epochs(seeds, 80))),
+        ("to 90 %", lambda seeds: listed(first_epochs(seeds, 90))),
+    ]
+    return markdown(columns, study.group(runs))
 
 
-def drift(runs):
+def early_scales(runs):
+    return [median_of(run["history"][20:30], "stn/scale") for run in runs]
+
+
+def scale_changes(runs):
+    """How far each run's scale has come from its early epochs to its last."""
+    pairs = zip(early_scales(runs), over_last_10(runs, "stn/scale"), strict=True)
+    return [late - early for early, late in pairs if None not in (early, late)]
+
+
+def scale_creep(runs):
     """Whether the transformers of the runs that lasted zoom in or out after the first 30 epochs."""
-    rows = []
-    lasted = [r for r in runs if r["failed"] is None and not study.was_stopped(r) and len(r["history"]) >= 40]
-    for seeds in study.group(lasted):
-        early = [median(row["stn/scale"] for row in run["history"][20:30]) for run in seeds]
-        late = [median(row["stn/scale"] for row in run["history"][-10:]) for run in seeds]
-        changes = [end - start for start, end in zip(early, late, strict=True)]
-        rows.append([experiment_label(seeds[0]), len(seeds), *map(middle_and_range, (early, late, changes))])
-    columns = ["experiment", "runs that lasted", "scale in epochs 21 to 30", "over the last 10 epochs", "change"]
-    return markdown(columns, rows)
-
-
-def afterwards(runs):
-    """What became of the runs that collapsed and were trained to their last epoch."""
-    columns = ["run", "collapsed in epoch", "inside meanwhile", "the same from epoch"]
-    columns += ["best accuracy before, %", "after, %", "over the last 10 epochs, %"]
-    rows = []
-    for run in runs:
-        history, first = run["history"], run["collapsed"]
-        if first is None or study.was_stopped(run):
-            continue
-        inside = [row["stn/inside"] for row in history if study.off_the_image(row)]
-        bounds = dict.fromkeys(f"{bound:.1g}" for bound in (min(inside), max(inside)))
-        before, after = history[: first - 1], [row for row in history[first:] if not study.off_the_image(row)]
-        cells = [run_label(run), collapses(history), " to ".join(bounds), study.still_from(history)]
-        cells += [f"{max(row['test/accuracy'] for row in part):.2f}" if part else None for part in (before, after)]
-        rows.append([*cells, middle(over_last_10([run]))])
-    return markdown(columns, rows)
-
-
-def machines(runs):
-    kinds = sorted((run["cpu"], run["torch"]) for run in runs)
-    return markdown(["CPU", "torch", "runs"], [[*kind, len(list(same))] for kind, same in groupby(kinds)])
+    lasted = [run for run in not_stopped(runs) if run["failed"] is None and len(run["history"]) >= study.LONG]
+    columns = [
+        ("experiment", experiment_label),
+        ("runs that lasted", len),
+        ("scale in epochs 21 to 30", lambda seeds: middle_and_range(early_scales(seeds))),
+        ("over the last 10 epochs", lambda seeds: middle_and_range(over_last_10(seeds, "stn/scale"))),
+        ("change", lambda seeds: middle_and_range(scale_changes(seeds))),
+    ]
+    return markdown(columns, study.group(lasted))
 
 
 # ----------------------------------------------------------------------------------------- tables that answer something
@@ -184,317 +192,108 @@ CURES = {  # what to change in one's own code, by the experiment and variant tha
     (33, "0.1"): "a penalty, 0.1 times `theta`'s squared distance from the identity, `SGD(lr=0.01)`",
     (18, None): "no transformer, `Adam(lr=0.0001)`",
 }
+NO_TRANSFORMER = 18  # the experiment whose one map is no failure
 
 
 def standard_runs(experiment, runs):
     return study.pick(runs, **study.STANDARD, experiment=experiment)
 
 
-def epochs_to(accuracy, runs):
-    """The median of the first epochs with that test accuracy in percent, or None if half of the runs never have it."""
-    middle_epoch = median(study.reaches(run["history"], accuracy) or math.inf for run in runs)
-    return None if middle_epoch == math.inf else f"{middle_epoch:.0f}"
+def of_cures(runs):
+    """The runs of each row of `CURES`, in its order, but for those without."""
+    picked = [study.pick(standard_runs(experiment, runs), variant=variant) for experiment, variant in CURES]
+    return [seeds for seeds in picked if seeds]
+
+
+def failed_or_one_map(runs):
+    """How many runs failed, where those that end with one map count as failed."""
+    one_map = 0
+    if runs[0]["experiment"] != NO_TRANSFORMER:
+        one_map = sum(study.fate(run) == "one map" for run in runs)
+    failures = study.count_failed(runs) + one_map
+    cell = f"{failures} of {len(runs)}"
+    if one_map == 0:
+        return cell
+    return f"{cell}, one map" if one_map == failures else f"{cell}, {one_map} with one map"
 
 
 def cures(runs):
-    """What to change, a row a cure, in the order of `CURES`. Runs that end with one map count as failed."""
-    rows = []
-    for (experiment, variant), text in CURES.items():
-        seeds = study.pick(runs, **study.STANDARD, experiment=experiment, variant=variant)
-        if seeds:
-            one_map = sum(study.fate(run) == "one map" for run in seeds) if experiment != 18 else 0
-            failures = study.count_failed(seeds) + one_map
-            of_them = ", one map" if one_map == failures else f", {one_map} with one map"
-            cells = [text, f"{failures} of {len(seeds)}" + of_them * (one_map > 0)]
-            cells += [middle_and_range(at_best(seeds, "test/accuracy"), 1), epochs_to(90, seeds)]
-            cells += [middle(at_best(seeds, "stn/scale")), listed(dict.fromkeys(run["epochs"] for run in seeds))]
-            rows.append([*cells, experiment])
-    columns = ["in your code", "runs failed", "best accuracy, %", "epochs to 90 %", "scale at best"]
-    return markdown([*columns, "epochs in all", "experiment"], rows)
-
-
-def fisher_cells(one, other):
-    """Fisher's exact p of two groups of runs, under each definition of a failure."""
-    for definition in DEFINITIONS.values():
-        counts = [(study.count_failed(runs, **definition), len(runs)) for runs in (one, other)]
-        yield f"{stats.fisher_exact([[failures, total - failures] for failures, total in counts]).pvalue:.2g}"
-
-
-def robustness(runs):
-    """Which runs fail under other bounds of inside and other factors of the loss than those that were fixed."""
-    sgd, adam = study.plain_runs(study.SGD, runs), study.plain_runs(study.ADAM, runs)
-    groups = [(experiment_label(seeds[0]), seeds) for seeds in study.group(study.pick(runs, variant=None))]
-    groups += [("**all with SGD at 0.01 alone**", sgd), ("**all with Adam at 0.0001 alone**", adam)]
-    rows = [[text, *(failed_of(seeds, **how) for how in DEFINITIONS.values())] for text, seeds in groups]
-    rows.append(["Fisher's exact p of the two", *fisher_cells(sgd, adam)])
-    return markdown(["experiment", *DEFINITIONS], rows)
-
-
-FACTORS = {  # one against the other, within strata
-    "divided by std, against not": ((1, 6), (5, 2)),
-    "mean subtracted, against not": ((1, 5), (6, 2)),
-    "frame, against black fill": ((1, 4),),
-}
-
-
-def hazards(runs):
-    """Normalization's parts and the frame: hazard ratio with its 95 % interval, and the exact p of `compare_times`."""
-    rows = []
-    for factor, strata in FACTORS.items():
-        groups = [[standard_runs(experiment, runs) for experiment in pair] for pair in strata]
-        if not all(one and other for one, other in groups):
-            continue
-        cells = [factor, " and ".join(f"{one} against {other}" for one, other in strata)]
-        for definition in DEFINITIONS.values():
-            times = [[study.failure_times(side, **definition) for side in pair] for pair in groups]
-            p, (ratio, low, high) = survival.compare_times(times)
-            cells.append(f"{ratio:.2g} ({low:.2g} to {high:.2g}), p = {p:.2g}")
-        rows.append(cells)
-    return markdown(["hazard ratio", "experiments", *DEFINITIONS], rows)
-
-
-COMPARED = (
-    ("SGD at 0.001 instead of 0.01", 8, 1),
-    ("Adam at 0.001 instead of 0.0001", 9, 7),
-    ("the localization net at 0.001", 10, 1),
-    ("clipped at 1", 11, 1),
-    ("clipped at 25", 14, 1),
-    ("`theta` through `tanh`", 13, 1),
-    ("smoothed, with SGD", 15, 1),
-    ("smoothed, with Adam", 16, 7),
-    ("no transformer", 18, 7),
-    ("the first convolutions at 0.01 std^2", 12, 1),
-    ("the localization net at 0.005", 29, 1),
-    ("`theta` with a scale and a shift alone", 34, 1),
-    ("leaky", 23, 1),
-    ("limited to 0.1 pixels", 22, 1),
-    ("leaky and limited to 0.1 pixels", 24, 1),
-)
-
-
-def comparisons(runs):
-    """Failures by Fisher's exact test, best accuracies by Mann and Whitney's, exact unless there are ties."""
-    columns = ["what", "experiments", "runs failed", "against", *(f"p: {how}" for how in DEFINITIONS)]
-    sgd, adam = study.plain_runs(study.SGD, runs), study.plain_runs(study.ADAM, runs)
-    pairs = [("Adam at 0.0001 instead of SGD at 0.01", "all", adam, sgd)]
-    pairs += [
-        (what, f"{one}, {other}", standard_runs(one, runs), standard_runs(other, runs)) for what, one, other in COMPARED
+    """What to change, a row a cure."""
+    columns = [
+        ("in your code", lambda seeds: CURES[seeds[0]["experiment"], seeds[0]["variant"]]),
+        ("runs failed", failed_or_one_map),
+        ("best accuracy, %", lambda seeds: middle_and_range(at_best(seeds, "test/accuracy"), 1)),
+        ("epochs to 90 %", lambda seeds: epochs_to(90, seeds)),
+        ("scale at best", lambda seeds: middle(at_best(seeds, "stn/scale"))),
+        ("epochs in all", lambda seeds: listed(dict.fromkeys(run["epochs"] for run in seeds))),
+        ("experiment", lambda seeds: seeds[0]["experiment"]),
     ]
-    rows = []
-    for what, experiments, one, other in pairs:
-        if one and other:
-            accuracies = [at_best(side, "test/accuracy") for side in (one, other)]
-            cells = [what, experiments, failed_of_and_interval(one), failed_of_and_interval(other)]
-            cells += [*fisher_cells(one, other), f"{median(accuracies[0]) - median(accuracies[1]):+.2f}"]
-            rows.append([*cells, f"{stats.mannwhitneyu(*accuracies).pvalue:.2g}"])
-    return markdown([*columns, "best accuracy, difference of the medians, points", "p"], rows)
+    return markdown(columns, of_cures(runs))
+
+
+def zoomed_out_of(runs):
+    scales = [scale for scale in at_end(runs, "stn/scale") if scale is not None]
+    return f"{sum(scale > study.ZOOMED_OUT for scale in scales)} of {len(runs)}"
 
 
 def rates(runs):
     """What became of experiment 17's runs, of 20 epochs, by the localization net's learning rate."""
-    columns = ["digits", "rate of the localization net", "runs failed", "zoomed out"]
-    columns += [f"{figure} after 20 epochs" for figure in ("scale", "inside", "spread", "accuracy, %,")]
-    rows = []
-    for dataset, runs_by_rate in study.by_rate(runs).items():
-        for rate, seeds in runs_by_rate.items():
-            zoomed_out = sum(scale > study.ZOOMED_OUT for scale in at_end(seeds, "stn/scale"))
-            cells = [digits_of(dataset), rate, failed_of(seeds), f"{zoomed_out} of {len(seeds)}"]
-            tags = ("stn/scale", "stn/inside", "stn/spread", "test/accuracy")
-            rows.append(cells + [middle_and_range(at_end(seeds, tag)) for tag in tags])
-    return markdown(columns, rows)
-
-
-def clipped(runs):
-    """How many steps a bound of the gradient's norm touches, in the epochs before a run failed."""
-    rows = []
-    for seeds in study.group(run for run in runs if run["max_grad_norm"] is not None):
-        shares = [100 * row["train/clipped"] for run in seeds for row in study.before_failure(run)]
-        rows.append([experiment_label(seeds[0]), seeds[0]["max_grad_norm"], len(seeds), middle_and_range(shares)])
-    return markdown(["experiment", "bound", "runs", "steps clipped in an epoch, %"], rows)
-
-
-# ------------------------------------------------------------------------------------------------------------------ why
-
-
-def hand_over(rows, sharpness):
-    """What is left of each solution after the last step of SGD, at each rate, and the largest rate that keeps it.
-
-    Beside it 2 / curvature, the rate that the law foretells, over each of the steps of sharpness.csv.
-    """
-    rates = sorted({(row["classifier_rate"], row["rate"]) for row in rows})
     columns = [
-        "solution",
-        "scale",
-        "accuracy, %",
-        *(f"{rate:.5f}".rstrip("0") if rate else "frozen" for _, rate in rates),
+        ("digits", lambda seeds: digits_of(seeds[0]["dataset"])),
+        ("rate of the localization net", lambda seeds: float(seeds[0]["variant"])),
+        ("runs failed", failed_of),
+        ("zoomed out", zoomed_out_of),
+        ("scale after 20 epochs", lambda seeds: middle_and_range(at_end(seeds, "stn/scale"))),
+        ("inside after 20 epochs", lambda seeds: middle_and_range(at_end(seeds, "stn/inside"))),
+        ("spread after 20 epochs", lambda seeds: middle_and_range(at_end(seeds, "stn/spread"))),
+        ("accuracy, %, after 20 epochs", lambda seeds: middle_and_range(at_end(seeds, "test/accuracy"))),
     ]
-    columns += ["largest rate that keeps it"]
-    columns += [f"2 / curvature over {step}" for step in STEPS]
-    lines = []
-    for first, left in study.solutions(rows):
-        cells = [f"{run_label(first)}, epoch {first['epoch']}"]
-        cells += [f"{first['stn/scale']:.2f}", f"{first['test/accuracy']:.1f}"]
-        cells += [middle_and_range(left.get(rate, []), 0) for rate in rates]
-        enough = first["test/accuracy"] - 5
-        kept = [rate for (_, rate), accuracies in left.items() if rate and min(accuracies) > enough]
-        cells.append(max(kept, default=None))
-        found = study.curvatures(first, sharpness)
-        lines.append(cells + [f"{2 / found[s]:.2g}" if s in found else None for s in STEPS])
-    return markdown(columns, lines)
+    return markdown(columns, [seeds for by_rate in study.by_rate(runs).values() for seeds in by_rate.values()])
 
 
-def curvature_by_rate(runs, sharpness):
-    """How sharp what SGD and Adam find is at each rate of the localization net, by the medians of each run's epochs.
+# ----------------------------------------------------------------------------------------------------- the limit
 
-    Of runs that neither clip nor change the transformer, before they fail, where the transformer sees the image and
-    its regions follow the digits.
-    """
-    groups = {}
-    for run in filter(study.is_plain, study.without_beginnings(runs)):
-        end = run["failed"] or math.inf
-        rows = [row for row in sharpness if run_key(row) == run_key(run) and 0 < row["epoch"] < end]
-        rows = [row for row in rows if not study.off_the_image(row) and row["spread"] >= study.ONE_MAP]
-        if rows:
-            kind = digits_of(run["dataset"]), study.optimizer_kind(run), rows[0]["lr"]
-            groups.setdefault(kind, []).append(rows)
-    lines = []
-    for kind in sorted(groups, key=lambda kind: (kind[0] != "plain", *kind)):
-        cells = [*kind, len(groups[kind])]
-        cells.append(middle_and_range([median(row["scale"] for row in rows) for rows in groups[kind]]))
-        for step in STEPS:
-            found = [[row["curvature"] for row in rows if row["step"] == step] for rows in groups[kind]]
-            cells.append(middle_and_range(map(median, found), 0))
-        lines.append(cells)
-    columns = ["digits", "optimizer", "rate of the localization net", "runs", "scale"]
-    return markdown([*columns, *(f"curvature over {step}" for step in STEPS)], lines)
+DOSES = (26, 35)  # experiments, all leaky
 
 
-# ------------------------------------------------------------------------------------------------- the two failures
-
-ADAM_FACTORIAL = {"neither": 9, "leaky": 19, "limited": 20, "leaky and limited": 21}
-SGD_FACTORIAL = {"neither": 1, "leaky": 23, "limited": 22, "leaky and limited": 24}
-DOSES = {"Adam 0.001": 26, "SGD 0.01, momentum 0.9": 35}  # all leaky
-
-
-def count(runs, *fates):
-    return f"{sum(study.fate(run) in fates for run in runs)} of {len(runs)}"
+def optimizer_label(runs):
+    """The optimizer of runs with one learning rate, such as "SGD 0.01, momentum 0.9"."""
+    text = runs[0]["optimizer"].removesuffix(")")
+    return text.replace("(lr=", " ").replace("=", " ")
 
 
-def curvature_then(run, sharpness):
-    """The median curvature over 0.001 of a run in the epochs before it fails, or None if it was not measured."""
-    end = run["failed"] or math.inf
-    rows = [row for row in sharpness if run_key(row) == run_key(run) and 0 < row["epoch"] < end]
-    values = [row["curvature"] for row in rows if row["step"] == 0.001]
-    return median(values) if values else None
+def in_the_end(runs, tag):
+    """What each run has in its last epoch, also where it was stopped."""
+    return listed(fixed(run["history"][-1].get(tag)) for run in runs)
 
 
-def rivals(runs, sharpness):
-    """How well each figure ranks runs that fail above those that last, on old and on new settings, see `ranking`."""
-
-    def times_rate(run, figure):
-        return None if figure is None else study.localization_rate(run["optimizer"]) * figure
-
-    figures = {
-        "motion": lambda run: study.median_then(run, "stn/motion"),
-        "learning rate x gradient norm": lambda run: times_rate(run, study.median_then(run, "train/grad_norm")),
-        "learning rate x curvature": lambda run: times_rate(run, curvature_then(run, sharpness)),
-        "learning rate": lambda run: study.localization_rate(run["optimizer"]),
-        "largest step, found afterwards": study.largest_motion,
-    }
-    measured = [run for run in study.pick(runs, digits="full") if study.median_then(run, "stn/motion") is not None]
-    sides = [[run for run in measured if (run["experiment"] >= study.FIRST_OF_NEW) == new] for new in (False, True)]
-    rows = []
-    for name, figure in figures.items():
-        cells = [name]
-        for judged in sides:
-            pairs = [(figure(run), study.failure_chance(run, runs)) for run in judged]
-            pairs = [pair for pair in pairs if pair[0] is not None]
-            area, low, high = survival.ranking(*zip(*pairs, strict=True)) if pairs else (math.nan,) * 3
-            cells += [len(pairs), None if math.isnan(area) else f"{area:.2f} ({low:.2f} to {high:.2f})"]
-        rows.append(cells)
-    head = ["figure", "old settings: runs", "area under the curve", "new settings: runs", "area under the curve"]
-    return markdown(head, rows)
+def late_medians(runs, tag):
+    """The median over epochs 11 to 20 of each run."""
+    return [median_of(run["history"][10:20], tag) for run in runs]
 
 
-def predicted(runs):
-    """What became of the runs whose steps move the region by more than a pixel, by less than half of one, and between.
-
-    Runs of under 40 epochs that did not fail count apart, with the number expected to by their setting's longer runs.
-    """
-    bands = f"under {study.SMALL}", "between", f"over {study.LARGE}"
-    motions = [(run, study.median_then(run, "stn/motion")) for run in study.pick(runs, digits="full")]
-    placed = [(bands[(m >= study.SMALL) + (m > study.LARGE)], run) for run, m in motions if m is not None]
-    rows = []
-    for band, dataset, optimizer in product(bands, ("mnist", "cluttered", "enlarged"), ("SGD", "Adam")):
-        some = [r for b, r in placed if (b, r["dataset"]) == (band, dataset) and r["optimizer"].startswith(optimizer)]
-        if some:
-            fates = [study.fate(run) for run in some]
-            cells = [band, digits_of(dataset), optimizer, len(some)]
-            cells += [fates.count(what) for what in ("failed", "zoomed out", "one map")]
-            rows.append([*cells, f"{sum(study.failure_chance(run, runs) for run in some):.1f}"])
-    head = ["motion, pixels", "digits", "optimizer", "runs", "failed", "zoomed out", "one map"]
-    return markdown([*head, "expected to fail or zoom out"], rows)
-
-
-def largest_steps(runs):
-    """What became of the runs by the largest step before they failed, each by its own fate, however short it is."""
-    bands = {"under 1": (0, 1), "1 to 4": (1, 4), "over 4": (4, math.inf)}
-    measured = [(run, study.largest_motion(run)) for run in study.pick(runs, digits="full")]
-    measured = [(run, largest) for run, largest in measured if largest is not None]
-    rows = []
-    for band, (low, high) in bands.items():
-        fates = [study.fate(run) for run, largest in measured if low <= largest < high]
-        rows.append([band, len(fates), *(fates.count(what) for what in ("failed", "zoomed out", "one map", "lasts"))])
-    return markdown(["largest step, pixels", "runs", "failed", "zoomed out", "one map", "last"], rows)
-
-
-def factorial(runs):
-    """Leaky and limited, alone and together, with Adam at 0.001 and with SGD at 0.01."""
-    rows = []
-    for optimizer, experiments in (("Adam 0.001", ADAM_FACTORIAL), ("SGD 0.01", SGD_FACTORIAL)):
-        for lines, experiment in experiments.items():
-            seeds = standard_runs(experiment, runs)
-            if not seeds:
-                continue
-            cells = [optimizer, lines, experiment, listed(dict.fromkeys(run["epochs"] for run in seeds))]
-            cells += [count(seeds, "failed"), count(seeds, "one map")]
-            cells += [middle_and_range(at_best(seeds, "test/accuracy"), 1), middle_and_range(over_last_10(seeds), 1)]
-            cells += [epochs_to(90, seeds), epochs_to(95, seeds)]
-            rows.append(cells + [middle(at_end(seeds, tag)) for tag in ("stn/scale", "stn/active")])
-    head = ["optimizer", "lines", "experiment", "epochs", "runs failed", "with one map", "best accuracy, %"]
-    return markdown(
-        [*head, "over the last 10 epochs, %", "epochs to 90 %", "to 95 %", "scale at the end", "active"], rows
-    )
+def two_figures(values):
+    return listed(None if value is None else f"{value:.2g}" for value in values)
 
 
 def dose(runs):
     """Each limit of experiments 26 and 35: accuracy over epochs 11 to 20, and what the transformer does at the end."""
-    rows = []
-    for optimizer, experiment in DOSES.items():
-        for seeds in study.group(standard_runs(experiment, runs)):
-            late = [run["history"][10:20] for run in seeds]
-            cells = [optimizer, seeds[0]["max_motion"] or "none", count(seeds, "failed"), count(seeds, "one map")]
-            cells.append(listed(f"{median(row['test/accuracy'] for row in rows):.1f}" for rows in late))
-            for tag in ("stn/scale", "stn/spread"):
-                cells.append(listed(f"{run['history'][-1][tag]:.2f}" for run in seeds))
-            for tag in ("stn/motion", "stn/limited"):
-                cells.append(listed(f"{median(row[tag] for row in rows):.2g}" for rows in late))
-            rows.append([*cells, listed(study.reaches(run["history"], 90) for run in seeds)])
-    head = ["optimizer", "limit, pixels", "runs failed", "with one map", "accuracy in epochs 11 to 20, %, each seed"]
-    return markdown([*head, "scale at the end", "spread", "motion", "steps shortened", "epochs to 90 %"], rows)
-
-
-def alarms(runs):
-    """The alarm on new runs: whether it goes off before a run fails, and in runs that do not."""
-    new = [run for run in study.pick(runs, **study.STANDARD) if run["experiment"] >= study.FIRST_OF_NEW]
-    new = [run for run in new if any(row["test/accuracy"] > 80 for row in study.before_failure(run))]
-    rows = []
-    for what, has_failed in (("runs that failed after they had 80 %", True), ("other runs that had 80 %", False)):
-        some = [run for run in new if (study.fate(run) == "failed") == has_failed]
-        ends = [(study.alarm(study.before_failure(run)), run["failed"] or len(run["history"])) for run in some]
-        ahead = [end - epoch for epoch, end in ends if epoch]
-        rows.append([what, len(some), len(ahead), middle(ahead, 0)])
-    return markdown(["", "runs", "of them with an alarm", "epochs from it to the failure, or to the end"], rows)
+    columns = [
+        ("optimizer", optimizer_label),
+        ("limit, pixels", lambda seeds: seeds[0]["max_motion"] or "none"),
+        ("runs failed", lambda seeds: count_fate(seeds, "failed")),
+        ("with one map", lambda seeds: count_fate(seeds, "one map")),
+        (
+            "accuracy in epochs 11 to 20, %, each seed",
+            lambda seeds: listed(fixed(value, 1) for value in late_medians(seeds, "test/accuracy")),
+        ),
+        ("scale at the end", lambda seeds: in_the_end(seeds, "stn/scale")),
+        ("spread", lambda seeds: in_the_end(seeds, "stn/spread")),
+        ("motion", lambda seeds: two_figures(late_medians(seeds, "stn/motion"))),
+        ("steps shortened", lambda seeds: two_figures(late_medians(seeds, "stn/limited"))),
+        ("epochs to 90 %", lambda seeds: listed(first_epochs(seeds, 90))),
+    ]
+    return markdown(columns, [seeds for experiment in DOSES for seeds in study.group(standard_runs(experiment, runs))])
 
 
 # ------------------------------------------------------------------------------------------------- elsewhere, and speed
@@ -503,43 +302,52 @@ def alarms(runs):
 def went_wrong(row):
     """Whether a network that is not ours is off the image, has zoomed out on plain digits, or one map on others."""
     wrong = row["scale"] > study.ZOOMED_OUT if row["images"] == "plain" else row["spread"] < study.ONE_MAP
-    return wrong or study.off_the_image(row)
+    return wrong or study.off_the_image(row["inside"])
 
 
 def elsewhere(rows):
-    """What networks that are not ours came to, with the two lines and without, by the last row of each seed."""
-    columns = ["network", "digits", "optimizer", "lines", "steps", "accuracy, %, each seed", "scale", "inside"]
+    """What networks that are not ours came to, with the two lines and without. A row is the last one of each seed."""
     ends = {}
     for row in rows:
         setting = row["network"], row["images"], row["optimizer"]
         ends.setdefault(setting, {}).setdefault(row["lines"], {})[row["seed"]] = row
-    lines = []
-    for setting, by_lines in ends.items():
-        for kind in sorted(by_lines, reverse=True):  # neither, limited, leaky, both
-            seeds = [by_lines[kind][seed] for seed in sorted(by_lines[kind])]
-            cells = [*setting, kind, listed(dict.fromkeys(row["step"] for row in seeds))]
-            for name, digits in ("accuracy", 1), ("scale", 2), ("inside", 2), ("spread", 3):
-                cells.append(listed(f"{row[name]:.{digits}f}" for row in seeds))
-            lines.append([*cells, f"{sum(map(went_wrong, seeds))} of {len(seeds)}"])
-    return markdown([*columns, "spread", "off the image, zoomed out or one map"], lines)
+    ordered = [by_lines[lines] for by_lines in ends.values() for lines in LINES if lines in by_lines]
+    columns = [
+        ("network", lambda seeds: seeds[0]["network"]),
+        ("digits", lambda seeds: seeds[0]["images"]),
+        ("optimizer", lambda seeds: seeds[0]["optimizer"]),
+        ("lines", lambda seeds: seeds[0]["lines"]),
+        ("steps", lambda seeds: listed(dict.fromkeys(row["step"] for row in seeds))),
+        ("accuracy, %, each seed", lambda seeds: listed(fixed(row["accuracy"], 1) for row in seeds)),
+        ("scale", lambda seeds: listed(fixed(row["scale"]) for row in seeds)),
+        ("inside", lambda seeds: listed(fixed(row["inside"]) for row in seeds)),
+        ("spread", lambda seeds: listed(fixed(row["spread"], 3) for row in seeds)),
+        ("off the image, zoomed out or one map", lambda seeds: f"{sum(map(went_wrong, seeds))} of {len(seeds)}"),
+    ]
+    return markdown(columns, [[seeds[seed] for seed in sorted(seeds)] for seeds in ordered])
 
 
-def speed(runs, rows):
-    """Minutes of training to 90 and 95 %: the epochs that the median run needed, times the median seconds of one."""
-    columns, lines, first = ["experiment", "seconds an epoch"], [], {}
-    for experiment in dict.fromkeys(row["experiment"] for row in rows):
-        seeds = standard_runs(experiment, runs)
-        seconds = median(row["seconds"] for row in rows if row["experiment"] == experiment)
-        cells = [experiment_label(seeds[0]) + ", the loop that everybody writes" * (not first), f"{seconds:.0f}"]
-        for goal in (90, 95):
-            epochs = epochs_to(goal, seeds)
-            minutes = int(epochs) * seconds / 60 if epochs else math.inf
-            first.setdefault(goal, minutes)
-            cells += [epochs, f"{minutes:.1f}", f"{minutes / first[goal]:.2f}"] if epochs else [None] * 3
-        lines.append(cells)
-    for goal in (90, 95):
-        columns += [f"epochs to {goal} %", "minutes", "of the first's"]
-    return markdown(columns, lines)
+def speed(rows):
+    """Seconds of an epoch of each loop, and over the loop that everybody writes, the median of the rounds' ratios.
+
+    A row is the epochs of a loop.
+    """
+    loops = {}
+    for row in rows:
+        loops.setdefault((row["device"], row["loop"], row["experiment"]), []).append(row)
+    everybodys = {(row["device"], row["epoch"]): row["seconds"] for row in rows if row["loop"] == EVERYBODYS}
+
+    def over_everybodys(epochs):
+        return median(row["seconds"] / everybodys[row["device"], row["epoch"]] for row in epochs)
+
+    columns = [
+        ("device", lambda epochs: epochs[0]["device"]),
+        ("loop", lambda epochs: epochs[0]["loop"]),
+        ("experiment", lambda epochs: f"{epochs[0]['experiment']}: {epochs[0]['title']}"),
+        ("seconds an epoch", lambda epochs: fixed(median_of(epochs, "seconds"), 1)),
+        ("over everybody's", lambda epochs: fixed(over_everybodys(epochs))),
+    ]
+    return markdown(columns, loops.values())
 
 
 # --------------------------------------------------------------------------------------------------- into the two pages
@@ -548,17 +356,9 @@ def speed(runs, rows):
 def make_tables(assets=ASSETS):
     """Returns {marker: table in Markdown, ending in a newline} of the CSV files in a folder."""
     read = study.read_all(assets)
-    of_runs = (all_results, drift, afterwards, cures, robustness, hazards, comparisons)
-    whole = study.without_repeats(read.runs)
-    tables = {function.__name__: function(whole) for function in (*of_runs, rates, clipped, factorial, dose)}
-    tables |= {function.__name__: function(read.runs) for function in (machines, predicted, largest_steps, alarms)}
-    return tables | {
-        "hand_over": hand_over(read.handed_over, read.sharpness),
-        "curvature_by_rate": curvature_by_rate(read.runs, read.sharpness),
-        "rivals": rivals(read.runs, read.sharpness),
-        "elsewhere": elsewhere(read.elsewhere),
-        "speed": speed(whole, read.speed),
-    }
+    of_runs = (all_results, scale_creep, cures, rates, dose)
+    tables = {function.__name__: function(read.counted) for function in of_runs}
+    return tables | {"elsewhere": elsewhere(read.elsewhere), "speed": speed(read.speed)}
 
 
 def with_tables(text, tables):

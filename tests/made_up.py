@@ -8,6 +8,15 @@ TAGS += ("stn/motion_max", "stn/limited", "train/grad_norm", "train/grad_norm_ma
 TAGS += ("time/epoch_seconds",)
 
 
+NEEDED_TAGS = ("train/loss", "test/accuracy", "stn/inside")  # by what says whether a run failed
+OPTIONAL_TAGS = tuple(tag for tag in TAGS if tag not in NEEDED_TAGS)
+
+
+def without(rows, tag):
+    """The rows of a run that is older than a scalar."""
+    return [{name: value for name, value in row.items() if name != tag} for row in rows]
+
+
 def history(*epochs, **scalars):
     """A history of (train loss, test accuracy, inside), an epoch each; the other scalars are 0.8, or as given."""
     return [

@@ -1,4 +1,4 @@
-"""Networks that are not this project's, with the two lines and without, and minutes to an accuracy beside them."""
+"""Networks that are not this project's, with the two lines and without, and the loop that everybody writes."""
 
 import copy
 import math
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import experiment
-from made_up import history, rows, run
+from conftest import ROOT, experiment
+from made_up import rows
 from torch import nn
 
 import common
@@ -223,25 +223,47 @@ def test_the_loop_that_everybody_writes_trains_as_the_textbook_does(canvases):
     assert all(torch.equal(value, network.model.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_the_recipes_are_experiments_3_7_and_21_each_timed_in_turn(canvases, monkeypatch, tmp_path):
-    loops = speed.make_loops(*canvases[0])
-    assert list(loops) == [3, 7, 21] and [loop.args[0].std for loop in loops.values()] == [1, 0.3081, 0.3081]
-    assert [loop.func for loop in loops.values()] == [speed.reference_epoch, common.train, common.train]
-    assert [loop.args[0].max_motion for loop in loops.values()] == [None, None, 0.1]
+def test_any_experiments_are_timed_on_their_own_images_and_the_loop_that_everybody_writes_on_the_first(monkeypatch):
+    load = common.load_canvases
+    monkeypatch.setattr(speed, "WORKERS", 0)
+    monkeypatch.setattr(common, "load_canvases", lambda dataset, *_: load(dataset, "nowhere", "embedded", 384))
+    experiments = [common.read_script(ROOT / f"classification_experiment_{number}.py")[0] for number in (21, 30, 3)]
+    loops = speed.make_loops(experiments, "nowhere", 384, "cpu")
+    assert [loop for loop, _, _ in loops] == ["everybody's", *["this project's"] * 3]
+    assert [experiment for _, experiment, _ in loops] == [experiments[0], *experiments]
+    assert [train.func for _, _, train in loops] == [speed.reference_epoch, *[common.train] * 3]
+    assert [train.args[0] for _, _, train in loops] == [experiments[0], *experiments]
+    assert [train.args[2].shape[-1] for _, _, train in loops[1:]] == [60, 120, 60]
 
+
+def test_each_is_timed_in_turn_and_the_rows_of_another_device_stay(monkeypatch, tmp_path):
     clock, turns = [0.0], []
 
     def takes(number, seconds):
         turns.append(number)
         clock[0] += seconds
 
+    def make_loops(experiments, data_dir, limit, device):
+        numbers = [int(experiment.name.rpartition("_")[2]) for experiment in experiments]
+        return [("loop", each, lambda n=n: takes(n, 10 * n)) for each, n in zip(experiments, numbers, strict=True)]
+
     monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(common, "load_canvases", lambda *_: (*canvases, "embedded"))
-    monkeypatch.setattr(speed, "make_loops", lambda *_: {n: lambda n=n: takes(n, 10 * n) for n in (3, 7)})
-    speed.write_speed(2, "nowhere", 384, tmp_path)
-    assert turns == [3, 7] * 3
-    timed = [(row["experiment"], row["epoch"], row["seconds"]) for row in records.read_table(tmp_path / "speed.csv")]
-    assert timed == [(3, 1, 30), (7, 1, 70), (3, 2, 30), (7, 2, 70)]  # the first round is the warm-up
+    monkeypatch.setattr(speed, "make_loops", make_loops)
+    speed.write_speed([3, 7], 1, 384, "cuda", "nowhere", tmp_path)
+    speed.write_speed([10], 1, 384, "cpu", "nowhere", tmp_path)
+    turns.clear()
+    speed.write_speed([3, 7], 2, 384, "cpu", "nowhere", tmp_path)
+    assert turns == [3, 7] * 3  # the first round is the warm-up
+    names = ("device", "experiment", "epoch", "seconds")
+    timed = [tuple(row[name] for name in names) for row in records.read_table(tmp_path / "speed.csv")]
+    assert records.read_table(tmp_path / "speed.csv")[0]["title"] == "not normalized, Adam 0.0001"
+    assert timed[:2] == [("cuda", 3, 1, 30), ("cuda", 7, 1, 70)]
+    assert timed[2:] == [
+        ("cpu", 3, 1, 30),
+        ("cpu", 7, 1, 70),
+        ("cpu", 3, 2, 30),
+        ("cpu", 7, 2, 70),
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -274,21 +296,19 @@ def test_the_table_of_other_networks_has_the_last_row_of_each_seed():
     assert rows(tables.elsewhere([])) == []
 
 
-def test_the_table_of_speed_is_epochs_times_seconds():
-    def learns(at_90, at_95):
-        return history(*[(1, 80, 0.9)] * (at_90 - 1), *[(1, 91, 0.9)] * (at_95 - at_90), (1, 95, 0.9))
+def test_the_table_of_speed_compares_the_loops_round_by_round():
+    def timed(loop, experiment, *seconds):
+        known = {"loop": loop, "experiment": experiment, "title": "made up"}
+        return [known | {"device": "cpu", "epoch": epoch, "seconds": s} for epoch, s in enumerate(seconds, start=1)]
 
-    runs = [run(learns(8, 20), 3, seed) for seed in (0, 1, 2)] + [run(learns(4, 10), 7), run(learns(3, 3)[:3], 21)]
-    seconds = [(3, 50), (7, 30), (21, 33), (3, 70), (7, 30), (21, 33), (3, 60), (7, 31), (21, 33)]
-    timed = [{"experiment": number, "seconds": s} for number, s in seconds]
-    assert rows(tables.speed(runs, timed)) == [
-        ["3: made up, the loop that everybody writes", "60", "8", "8.0", "1.00", "20", "20.0", "1.00"],
-        ["7: made up", "30", "4", "2.0", "0.25", "10", "5.0", "0.25"],
-        ["21: made up", "33", "3", "1.6", "0.21", "3", "1.6", "0.08"],
+    made = timed("everybody's", 1, 50, 70, 60) + timed("this project's", 1, 25, 70, 30)
+    made += [row | {"device": "cuda", "seconds": 2} for row in made[:2]]
+    assert rows(tables.speed(made)) == [
+        ["cpu", "everybody's", "1: made up", "60.0", "1.00"],
+        ["cpu", "this project's", "1: made up", "30.0", "0.50"],
+        ["cuda", "everybody's", "1: made up", "2.0", "1.00"],
     ]
-    runs[-1] = run(learns(3, 9)[:8], 21)  # never has 95 %
-    assert rows(tables.speed(runs, timed))[-1][-3:] == ["-"] * 3
-    assert rows(tables.speed(runs, [])) == []
+    assert rows(tables.speed([])) == []
 
 
 def test_what_has_gone_wrong_depends_on_whether_digits_have_to_be_followed():

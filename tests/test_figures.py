@@ -1,18 +1,19 @@
 """What assets.figures draws from the CSV files: values, found in the figures before they become pixels."""
 
+import io
 import shutil
+from types import SimpleNamespace
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 from conftest import ROOT
-from made_up import TAGS, key, run
+from made_up import TAGS, run, without
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
 import common
 from assets import figures, records
-from assets.figures import read_study
+from assets.study import read_all
 
 
 def history(*epochs):
@@ -29,10 +30,9 @@ FINE, ONE_MAP, OFF = (1.0, 0.5, 0.9, 0.3), (1.2, 1.2, 0.7, 0.002), (2.3, 4.0, 0.
 
 @pytest.fixture
 def assets(tmp_path):
-    """A folder for CSV files that holds the published runs alone."""
+    """An empty folder for CSV files."""
     folder = tmp_path / "assets"
     folder.mkdir()
-    shutil.copy(ROOT / "assets" / "published_runs.csv", folder)
     return folder
 
 
@@ -65,7 +65,7 @@ def test_a_strip_is_black_off_the_image_hatched_for_one_map_and_marked_where_the
     assert not figures.timeline_strip([row | {"stn/spread": None} for row in rows])[1].any()
 
     records.write_runs([whole(rows, 1)], assets)
-    axes = axes_of(figures.timeline(read_study(assets)), xlabel="epoch")
+    axes = axes_of(figures.timeline(read_all(assets)), xlabel="epoch")
     (image,), (hatched,) = axes.images, axes.collections
     assert (image.get_array().mask == colors.mask).all()
     assert to_hex(image.cmap.get_bad()) == "#000000"
@@ -78,7 +78,7 @@ def test_the_timeline_has_a_strip_a_run_of_the_cures_in_their_order(assets):
     runs += [whole(history(*[FINE] * 120), 21), whole(history(*[FINE] * 29, OFF), 21, seed=1, epochs=120)]
     runs += [whole(history(*[FINE] * 90), 7), whole(history(*[FINE] * 90), 99)]
     records.write_runs(runs, assets)
-    axes = axes_of(figures.timeline(read_study(assets)), xlabel="epoch")
+    axes = axes_of(figures.timeline(read_all(assets)), xlabel="epoch")
     titles = [" ".join(label.get_text().split()) for label in axes.get_yticklabels()]
     assert titles == ["1: title of 1", "21: title of 21", "7: title of 7"]
     assert [image.get_extent()[:2] for image in axes.images] == [[0.5, n + 0.5] for n in (100, 120, 30, 90)]
@@ -89,67 +89,18 @@ def test_the_timeline_has_a_strip_a_run_of_the_cures_in_their_order(assets):
 # ----------------------------------------------------------------------------------------------------- the two failures
 
 
-def moved(experiment, seed, motions, failed=False, **columns):
-    """A run of ten epochs whose motion is (median, largest) in each but the last."""
-    rows = history(*[FINE] * 9, OFF if failed else FINE)
-    for row in rows[:9]:
-        row |= dict(zip(("stn/motion", "stn/motion_max"), motions, strict=True))
-    rows[9] |= {"stn/motion_max": 99 if failed else 0.1}  # a failing epoch's is not its
-    return whole(rows, experiment, seed=seed, **columns)
-
-
-def test_a_run_is_a_point_its_largest_step_over_its_median_one(assets):
-    runs = [moved(26, 0, (0.1, 0.2), variant="0.1", optimizer="Adam(lr=0.001)"), moved(1, 0, (0.3, 20), failed=True)]
-    runs.append(moved(30, 0, (2, 30), variant="0.003", dataset="enlarged", limit=12000))
-    older = whole([row | {"stn/motion": None, "stn/motion_max": None} for row in history(FINE)], 2)
-    records.write_runs([*runs, older], assets)
-    points = [line for line in figures.motion(read_study(assets)).axes[0].lines if len(line.get_xdata()) == 1]
-    failed, lasts, enlarged = points
-    assert (failed.get_xydata().tolist(), failed.get_marker(), failed.get_color()) == ([[0.3, 20]], "X", figures.BLUE)
-    assert (lasts.get_xydata().tolist(), lasts.get_marker()) == ([[0.1, 0.2]], "D")
-    assert lasts.get_color() == figures.VERMILION
-    assert (enlarged.get_xydata().tolist(), enlarged.get_marker()) == ([[2, 30]], "s")
-
-
 def test_the_dose_has_a_point_a_seed_open_where_it_failed(assets):
     def dosed(pixels, seed, accuracy, last=FINE):
         rows = [row | {"test/accuracy": accuracy} for row in history(*[FINE] * 19, last)]
         return whole(rows, 26, seed=seed, variant=str(pixels or "unlimited"), max_motion=pixels)
 
     records.write_runs([dosed(0.1, 0, 94), dosed(0.1, 1, 92), dosed(3, 0, 80), dosed(None, 0, 11, OFF)], assets)
-    axes = figures.dose(read_study(assets)).axes[0]
+    axes = figures.dose(read_all(assets)).axes[0]
     points = [line for line in axes.lines if len(line.get_xdata())]
     assert [round(line.get_xdata()[0]) for line in points] == [0, 0, 1, 2]
     assert [line.get_ydata()[0] for line in points] == [94, 92, 80, 11]
     assert [line.get_markerfacecolor() == "none" for line in points] == [False] * 3 + [True]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.1", "3", "none"]
-
-
-def test_spread_is_drawn_up_to_the_failure_leaky_or_not(assets):
-    dead, leaves = history(*[ONE_MAP] * 6), history(*[FINE] * 3, OFF, OFF)
-    records.write_runs([whole(dead, 9), whole(leaves, 19), whole(history(*[FINE] * 4), 21)], assets)
-    axes = figures.leaky(read_study(assets)).axes[0]
-    curves = [list(line.get_ydata()) for line in axes.lines]
-    assert curves == [[0.002] * 6, [0.3, 0.3, 0.3, 0.0], [0.0], [0.3] * 4]  # the third is the mark of the failure
-    dead, leaky, _, both = (line.get_color() for line in axes.lines)
-    assert leaky == both == figures.BLUE and dead == figures.VERMILION
-
-
-def test_two_experiments_are_compared_a_panel_a_measure_and_a_run_is_pale_once_it_failed(assets):
-    runs = [whole(history(*[FINE] * 4, *[OFF] * 3), 1), whole(history(*[FINE] * 7), 2)]
-    records.write_runs(runs, assets)
-    accuracy, loss = figures.compare(read_study(assets), 1, 2).axes
-    curves = [line for line in loss.lines if line.get_linestyle() == "-" and line.get_marker() == "None"]
-    drawn = [(line.get_color(), list(line.get_xdata()), line.get_alpha()) for line in curves]
-    assert drawn == [
-        (figures.VERMILION, [1, 2, 3, 4, 5], None),
-        (figures.VERMILION, [5, 6, 7], 0.2),
-        (figures.BLUE, [1, 2, 3, 4, 5, 6, 7], None),
-        (figures.BLUE, [7], 0.2),
-    ]
-    assert [list(line.get_xdata()) for line in loss.lines if line.get_marker() == "X"] == [[5]]
-    published = [line for line in accuracy.lines if line.get_linestyle() == ":"]
-    assert [len(line.get_xdata()) for line in published] == [100, 100]
 
 
 # ---------------------------------------------------------------------------------------------------------------- rates
@@ -163,79 +114,40 @@ def test_scale_over_the_rate_has_a_point_a_seed_and_those_off_the_image_at_the_e
         for seed, scale in enumerate(scales)
     ]
     records.write_runs(runs, assets)
-    axes = axes_of(figures.rates(read_study(assets)), "scale after the last epoch")
-    *points, (xs, medians) = lines(axes, figures.VERMILION)
+    axes = axes_of(figures.rates(read_all(assets)), "scale after the last epoch")
+    *points, (xs, medians) = lines(axes, figures.BLUE)
     assert [ys for _, ys in points] == [[0.8, 0.9, 1.0], [1.2, 1.4], [1.9]]
     assert medians == pytest.approx([0.9, 1.4, np.nan], nan_ok=True)  # off the image is larger than any scale
-    assert [ys for _, ys in lines(axes, "#000000")] == [[0.95], [0.95, 0.95]]  # of the height of the axes
+    assert [ys for _, ys in lines(axes, "#000000")] == [[1], [1, 1]]  # of the height of the axes
     assert xs == [0.001, 0.01, 0.1]
 
 
-# ------------------------------------------------------------------------------------------------------------ sharpness
-
-
-def test_a_clipped_runs_rate_is_that_of_its_median_step():
-    clipped = whole(history(FINE, FINE), 11) | {"max_grad_norm": 2}
-    clipped["history"][1]["train/grad_norm"] = 8.0
-    clipped["history"][0]["train/grad_norm"] = 1.0  # at most steps the bound is not reached
-    rows = [{"epoch": epoch, "lr": 0.01} for epoch in (0, 1, 2)]
-    assert [figures.rate_of_step(row, clipped) for row in rows] == [0.01, 0.01, 0.0025]
-    assert figures.rate_of_step(rows[2], whole(history(FINE, FINE), 1)) == 0.01
-
-
-def test_the_limit_is_drawn_for_the_rates_of_sgd_alone_and_what_sees_no_image_is_no_point(assets):
-    runs = [whole(history(FINE), 1), whole(history(FINE), 10, optimizer="SGD(lr=0.001)")]
-    runs += [whole(history(FINE), 7, optimizer="Adam(lr=0.0001)")]
+def test_each_data_set_has_a_curve_beside_the_others_those_that_nobody_knows_as_well(assets):
+    datasets = ("cluttered", "fashion", "mnist")
+    runs = [whole(history(row), 17, variant="0.1", dataset=dataset) for dataset in datasets for row in (FINE,)]
+    runs.append(whole(history(OFF), 17, variant="0.2", dataset="fashion"))
     records.write_runs(runs, assets)
-    rows = [
-        key(run([], number), epoch=epoch, step=step, curvature=curvature, scale=scale, inside=0.8, lr=lr)
-        for number, lr in ((1, 0.01), (7, 0.0001), (10, 0.001))
-        for epoch, scale in ((20, 0.8), (40, 0.6))
-        for step, curvature in ((0.001, 300), (0.01, 200))
-    ]
-    rows += [rows[1] | {"epoch": 60, "inside": 0.01, "scale": 7}, rows[1] | {"epoch": 80, "curvature": -5}]
-    rows.append(rows[1] | {"seed": 5, "curvature": 77})  # of a run that is not in the study
-    records.add_rows(assets / "sharpness.csv", rows)
-
-    over_scale = Figure().subplots()
-    figures.sharpness_over_scale(over_scale, read_study(assets))
-    limits = [line.get_ydata()[0] for line in over_scale.lines if line.get_linestyle() == "--"]
-    assert limits == [2 / 0.001, 2 / 0.01]
-    points = [line for line in over_scale.lines if line.get_marker() in "o^" and len(line.get_xdata())]
-    for curvature, is_open in ((200, False), (300, True)):
-        some = [line for line in points if (line.get_markerfacecolor() == "none") == is_open]
-        assert sorted((line.get_marker(), *line.get_xdata(), *line.get_ydata()) for line in some) == [
-            ("^", 0.6, curvature),
-            ("^", 0.8, curvature),
-            *[("o", 0.6, curvature)] * 2,
-            *[("o", 0.8, curvature)] * 2,
-        ]
-
-
-def test_what_sgd_leaves_is_drawn_over_the_rate_times_the_larger_step_s_curvature():
-    solution = key(run([], 7), epoch=20)
-    sharp = [solution | {"step": step, "curvature": curvature} for step, curvature in ((0.01, 50), (0.1, 200))]
-    handed_over = [  # as study.solutions has them
-        (solution, {(0.001, 0.01): [90, 20, 80], (0.001, 0.1): [10, 30, 20], (0.01, 0): [95, 95, 95]}),
-        (solution | {"epoch": 50, "experiment": 16}, {(0.001, 0.01): [90, 91, 92]}),  # its curvature is not known
-    ]
-    axes = Figure().subplots()
-    figures.left_over_the_rate(axes, handed_over, sharp)
-    medians, points = ((list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines)
-    assert medians == ([2, 20], [80, 20]) and points == ([2] * 3 + [20] * 3, [90, 20, 80, 10, 30, 20])
+    axes = axes_of(figures.rates(read_all(assets)), "scale after the last epoch")
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["plain digits, 28 x 28", "cluttered digits, 60 x 60", "fashion digits"]
+    medians = [xs[0] for color, _ in figures.CURVES for xs, _ in lines(axes, color.upper())[-1:]]
+    assert medians == pytest.approx([0.082, 0.1, 0.118])
+    assert [ys for _, ys in lines(axes, "#000000")] == [[0.9]]
 
 
 # ----------------------------------------------------------------------------------------------------------------- main
 
 
-def test_older_and_newer_runs_are_drawn_together(assets):
-    older = [whole([row | {"stn/spread": None} for row in history(*[FINE] * 6)], 1)]
-    newer = [whole(history(*[FINE] * 6), 22, max_motion=0.1), whole(history(*[FINE] * 6), 1, dataset="enlarged")]
-    words = [whole(history(*[FINE] * 20), 26, variant=variant) for variant in ("0.03", "unlimited")]
-    rates = [whole(history(FINE), 17, variant=rate, dataset="enlarged") for rate in ("0.1", "0.2")]
-    records.write_runs([*older, *newer, *words, *rates], assets)
+@pytest.mark.parametrize("tag", ["stn/scale", "stn/spread"])
+def test_older_runs_that_lack_a_scalar_are_drawn_beside_newer_ones(tag):
+    runs = [whole(history(*[FINE] * 20), experiment) for experiment in (1, 2, 21, 22)]
+    runs.append(whole(history(*[FINE] * 20, OFF), 19, collapsed=21, failed=21))
+    runs += [whole(history(*[FINE] * 20), 26, variant=variant) for variant in ("0.03", "unlimited")]
+    runs += [whole(history(FINE), 17, variant=rate) for rate in ("0.1", "0.2")]
+    older = [other | {"seed": 1, "history": without(other["history"], tag)} for other in runs]
+    read = SimpleNamespace(counted=runs + older)
     for draw in (figures.timeline, figures.dose, figures.rates):
-        draw(read_study(assets))
+        draw(read).savefig(io.BytesIO())
 
 
 def test_the_committed_figures_and_tables_are_made_of_the_committed_files(tmp_path, monkeypatch):

@@ -1,21 +1,16 @@
-"""Replays, sharpness and hand-over measure a run as it was, and refuse what is none."""
+"""Replays measure a run as it was, and refuse what is none."""
 
-import re
 import shutil
-from collections import OrderedDict
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import ROOT, call, edit, experiment, run
-from torch import nn
 
 import common
 import stn
-from assets import collect, elsewhere, figures, hand_over, pictures, rebuild, replay, sharpness, speed
+from assets import collect, elsewhere, figures, pictures, rebuild, replay, speed
 from assets.rebuild import SavedRun
-from assets.records import RUN_KEY, add_rows, read_folder, read_table, weights_key
+from assets.records import read_folder, read_table, weights_key
 
 
 @pytest.fixture(scope="module")
@@ -24,27 +19,14 @@ def folders(tmp_path_factory, loop_runs):
     log_dir = tmp_path_factory.mktemp("measured") / "runs"
     log_dir.mkdir()
     for number in (3, 11, 12, 13, 25):
-        ended = run(log_dir, "--limit=384", "--epochs=1", number=number)
+        epochs = 7 if number == 25 else 1
+        ended = run(log_dir, "--limit=384", f"--epochs={epochs}", number=number)
         assert ended.code == 0, ended.err
     ended = run(log_dir, "--dataset=mnist", "--seed=1", "--limit=384", "--epochs=1", number=10)
     assert ended.code == 0, ended.err
     names = {3: "", 10: "_mnist_seed1", 11: "", 12: "", 13: "", 25: ""}
     made = {number: log_dir / f"classification_experiment_{number}{name}_limit384" for number, name in names.items()}
     return made | {26: loop_runs / "classification_experiment_26_unlimited_limit384"}
-
-
-@pytest.fixture
-def folder(folders):
-    """A run of experiment 10, whose localization net has a learning rate of its own, on 384 plain digits."""
-    return folders[10]
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Measurements of seconds."""
-    monkeypatch.setattr(sharpness, "IMAGES", 64)
-    monkeypatch.setattr(hand_over, "RATES", ((0.003, 0.001), (0, 0.01)))
-    monkeypatch.setattr(hand_over, "STEPS", (0, 1, 9))
 
 
 # -------------------------------------------------------------------------------------------------------------- rebuild
@@ -150,16 +132,21 @@ def test_what_is_measured_of_a_limited_step_is_of_its_whole_batch():
     assert steps[0] == steps[1]
 
 
-def test_a_run_with_other_losses_or_a_state_is_refused(whole_run, folders, tmp_path):
+def test_a_run_with_other_losses_is_refused(whole_run, tmp_path):
     folder = shutil.copytree(whole_run.folder, tmp_path / "other")
     loss = read_folder(folder)["history"][5]["train/loss"]
     metrics = folder / "metrics.csv"
     metrics.write_text(metrics.read_text().replace(f"\n6,{loss}", f"\n6,{loss + 1e-9}"))
-    with pytest.raises(common.RunError, match=f"its loss in epoch 6 was {loss + 1e-9}, here it is {loss}"):
+    with pytest.raises(common.RunError, match=f"its loss in epoch 6 was {loss + 1e-9}, and is {loss}"):
         replay.replay(folder, 6)
-    for number, optimizer in ((3, "Adam(lr=0.0001)"), (25, "SGD(lr=0.01, momentum=0.9)")):
-        with pytest.raises(common.RunError, match=re.escape(f"is a run of {optimizer}, whose state is not saved")):
-            replay.replay(folders[number], 1)
+
+
+def test_an_optimizer_with_a_state_is_replayed_from_the_start_and_refused_later(folders):
+    for number in (3, 25):  # Adam, momentum
+        assert len(replay.replay(folders[number], 1)[1]) == 6
+    assert len(replay.replay(folders[25], 6)[0]) == 6
+    with pytest.raises(common.RunError, match=r"its loss in epoch 6 was .*SGD\(lr=0.01, momentum=0.9\).* up to 6"):
+        replay.replay(folders[25], 7)
 
 
 def test_what_cannot_be_replayed_is_refused_in_one_line(whole_run, tmp_path, monkeypatch, capsys):
@@ -172,7 +159,6 @@ def test_what_cannot_be_replayed_is_refused_in_one_line(whole_run, tmp_path, mon
     (no_weights / "weights" / "005.pt").unlink()
     for arguments, words in (
         ((tmp_path / "nowhere",), "holds no run"),
-        ((copy("unfinished", epochs=100),), "is not finished, 7 of 100 epochs: let it come to its end"),
         ((whole_run.folder,), "neither collapsed nor lost its solution: give a run that failed, or an EPOCH"),
         ((whole_run.folder, 8), "has no epoch 8: give one from 1 to 7"),
         ((whole_run.folder, 6), "epoch 6 begins so: try an earlier EPOCH"),
@@ -185,7 +171,7 @@ def test_what_cannot_be_replayed_is_refused_in_one_line(whole_run, tmp_path, mon
 def test_a_replay_is_added_to_the_others_which_stay_as_they_are(whole_run, tmp_path, monkeypatch):
     committed, path = (ROOT / "assets" / "failures.csv"), tmp_path / "failures.csv"
     shutil.copy(committed, path)
-    monkeypatch.setattr(replay, "find_failing_step", lambda steps: 3)
+    monkeypatch.setattr(replay, "find_failing_step", lambda steps, start: start + 3)
     for epoch in (7, 6, 7):
         replay.add_replay(whole_run.folder, epoch, tmp_path)
     rows = [row for row in read_table(path) if row["digits"] == "embedded"]
@@ -232,110 +218,6 @@ def test_the_committed_replays_are_whole_and_begin_to_fail_at_step_0():
         assert steps[replay.find_failing_step(steps)]["step"] == 0
 
 
-# ------------------------------------------------------------------------------------------------------------ sharpness
-
-
-def quadratic(values):
-    """Gradient of a quadratic whose Hessian has these eigenvalues."""
-    q, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((len(values), len(values))))
-    return lambda weights: q @ (values * (q.T @ weights))
-
-
-@pytest.mark.parametrize("step", sharpness.STEPS)
-@pytest.mark.parametrize(
-    "values, largest, in_size",
-    [
-        (np.linspace(0, 100, 50), 100, 100),
-        (np.r_[40, -90, np.linspace(-5, 5, 48)], 40, -90),
-        (np.linspace(-3, -1, 50), -1, -3),
-        (np.zeros(50), 0, 0),
-    ],
-)
-def test_the_sharpness_of_a_quadratic_is_the_largest_eigenvalue(values, largest, in_size, step):
-    found = sharpness.eigenvalues(quadratic(values), np.ones(50), step)
-    assert found[:2] == pytest.approx((largest, in_size), rel=0.01)
-    assert found[2] < 0.03
-
-
-def test_the_sharpness_of_a_network_is_that_of_autograds_hessian():
-    torch.manual_seed(0)
-    stn_part = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh())
-    model = nn.Sequential(OrderedDict(stn=stn_part, classifier=nn.Linear(6, 3))).double()
-    images, labels = 3 * torch.randn(300, 4, dtype=torch.double), torch.randint(3, (300,))
-    names, parameters = zip(*stn_part.named_parameters(), strict=True)
-    weights = torch.cat([parameter.detach().flatten() for parameter in parameters])
-
-    def loss(vector):
-        parts = vector.split([parameter.numel() for parameter in parameters])
-        own = {f"stn.{n}": part.view_as(p) for n, p, part in zip(names, parameters, parts, strict=True)}
-        return F.cross_entropy(torch.func.functional_call(model, own, images), labels)
-
-    values = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, weights))
-    gradient = sharpness.loss_gradient(model, images, labels, normalize=lambda batch: batch)
-    largest, _, residual, vector = sharpness.eigenvalues(gradient, weights.numpy(), 0.001)
-    assert largest == pytest.approx(values.max().item(), rel=0.01) and residual < 0.03
-    curvature = sharpness.curvature(lambda place: loss(torch.from_numpy(place)).item(), weights.numpy(), 0.001 * vector)
-    assert curvature == pytest.approx(largest, rel=0.01)
-
-
-def test_the_rows_of_a_run_are_those_of_its_saved_weights(folder, folders, tmp_path):
-    path = tmp_path / "sharpness.csv"
-    other = dict.fromkeys(RUN_KEY) | {"experiment": 11, "dataset": "mnist", "digits": "full", "limit": 1, "seed": 1}
-    add_rows(path, [other | {"epoch": 1, "step": 0.01, "curvature": 5}])
-    sharpness.add_sharpness([folder], 1, tmp_path)
-    *rows, last = read_table(path)
-    assert last["experiment"] == 11 and last["curvature"] == 5 and last["lr"] is None
-    assert [(row["epoch"], row["step"]) for row in rows] == [(0, 0.001), (0, 0.01), (1, 0.001), (1, 0.01)]
-    assert all(row["lr"] == 0.001 and row["experiment"] == 10 for row in rows)
-    assert all(row["sharpness"] <= abs(row["largest_in_size"]) for row in rows)
-    assert next(sharpness.measure(folders[12]))[0]["lr"] == 0.01  # the largest of the localization net's two
-
-    saved = SavedRun(folder)
-    saved.load(1)
-    (images, labels), *_ = common.load_canvases("mnist", "nowhere", "embedded", 384)
-    figures = saved.test(images[:64], labels[:64])
-    assert rows[-1]["loss"] == pytest.approx(figures["test/loss"], rel=1e-5)
-    for name in ("scale", "inside", "spread"):
-        assert rows[-1][name] == pytest.approx(figures[f"stn/{name}"], rel=1e-5)
-
-
-# ------------------------------------------------------------------------------------------------------------ hand-over
-
-
-def test_a_hand_over_begins_at_the_saved_weights_and_a_frozen_transformer_stays(folder, tmp_path):
-    hand_over.add_hand_over(folder, 1, 2, tmp_path)
-    rows = read_table(tmp_path / "hand_over.csv")
-    assert len(rows) == 2 * 2 * 3
-
-    saved = SavedRun(folder)
-    saved.load(1)
-    _, (images, labels), _ = common.load_canvases("mnist", "nowhere", "embedded", 384)
-    figures = saved.test(images, labels)
-    for row in rows:
-        moves = {tag: row[tag] != pytest.approx(figures[tag], 1e-5) for tag in hand_over.TAGS}
-        assert not any(moves.values()) or row["step"] > 0
-        if row["step"] == 9:
-            assert moves["test/loss"] and moves["stn/spread"] == (row["rate"] > 0)
-        if row["rate"] == 0:
-            assert not any(moves[tag] for tag in ("stn/scale", "stn/inside", "stn/spread"))
-    assert len({row["test/loss"] for row in rows if row["step"] == 9}) == 4  # rates and shuffles differ
-
-
-def test_the_steps_of_a_hand_over_are_those_of_a_run(folder):
-    saved, other = SavedRun(folder), SavedRun(folder)
-    saved.load(1)
-    other.load(1)
-    train_set, _ = saved.canvases()
-    torch.manual_seed(5)
-    steps = hand_over.descend(saved.model, (0.01, 0.01), *train_set, saved.experiment.normalize)
-    for _ in range(6):
-        next(steps)
-    torch.manual_seed(5)
-    sgd = torch.optim.SGD(other.model.parameters(), lr=0.01)
-    common.train(other.experiment, common.Network(other.model, sgd, None), *train_set)
-    assert all(map(torch.equal, saved.model.parameters(), other.model.parameters()))
-
-
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -343,11 +225,9 @@ WRONG = {  # arguments
     collect: ([], ["one", "more"], ["--slow"]),
     elsewhere: (["--only=ours"],),
     figures: (["collect"],),
-    hand_over: (["folder"], ["folder", 1, "--shuffles=0"]),
     pictures: ([], ["states"], ["states", "--row", "zooms in"], ["comparison", "one"], ["gif", "a", 0, "b"]),
     replay: ([], ["folder", "last"]),
-    sharpness: ([], ["folder", "--every=0"]),
-    speed: (["--rounds=0"],),
+    speed: (["--rounds=0"], ["first"]),
 }
 
 
@@ -355,12 +235,3 @@ WRONG = {  # arguments
 def test_wrong_arguments_are_one_line_and_exit_code_2(command, monkeypatch, capsys):
     for arguments in WRONG[command]:
         assert call(command, monkeypatch, capsys, *arguments)[0] == 2
-
-
-@pytest.mark.parametrize("command, more", [(sharpness, ()), (hand_over, (7,))])
-def test_what_is_not_there_is_one_line_and_exit_code_1(command, more, folder, tmp_path, monkeypatch, capsys):
-    code, line = call(command, monkeypatch, capsys, tmp_path / "none", *more)
-    assert code == 1 and f"{tmp_path / 'none'} holds no run" in line
-    lost = shutil.copytree(folder, tmp_path / "lost", ignore=shutil.ignore_patterns("*.pt"))
-    code, line = call(command, monkeypatch, capsys, lost, *more)
-    assert code == 1 and f"{lost} has no weights" in line

@@ -1,66 +1,12 @@
-"""Statistics are what a textbook or a count by hand says, and runs are picked, grouped and judged by their settings."""
+"""Runs are picked and grouped by their settings, and judged by what was fixed before they ran."""
 
 import math
 
+import numpy as np
 import pytest
-from made_up import COMES_BACK, LASTS, LOSES, STOPPED, WELL, history, run
-from scipy import stats
+from made_up import LASTS, LOSES, OFF, STOPPED, WELL, history, run, without
 
-from assets import study, survival
-
-# ----------------------------------------------------------------------------------------------------- times to failure
-
-
-def test_peto_s_figures_are_those_of_freireich_s_leukemia_trial():
-    treated = [6, 6, 6, 7, 10, 13, 16, 22, 23], [6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35]
-    treated = [(week, True) for week in treated[0]] + [(week, False) for week in treated[1]]
-    placebo = [1, 1, 2, 2, 3, 4, 4, 5, 5, 8, 8, 8, 8, 11, 11, 12, 12, 15, 17, 22, 23]
-    scores, excess, variance = survival.log_rank(treated, [(week, True) for week in placebo])
-    assert 9 - excess == pytest.approx(19.25, abs=0.005)  # relapses expected of the treated
-    assert excess**2 / variance == pytest.approx(16.79, abs=0.005)  # the trial's log-rank chi-squared
-    assert sum(scores) == pytest.approx(0)
-
-
-def test_the_log_rank_statistic_is_scipy_s():
-    first, second = [(4, True), (4, True), (9, False), (7, True)], [(7, True), (12, True), (20, False)]
-    _, excess, variance = survival.log_rank(first, second)
-    censored = (
-        stats.CensoredData(
-            uncensored=[t for t, failed in times if failed], right=[t for t, failed in times if not failed]
-        )
-        for times in (first, second)
-    )
-    assert excess / math.sqrt(variance) == pytest.approx(stats.logrank(*censored).statistic)
-
-
-def test_p_is_the_share_of_all_ways_to_deal_the_runs_within_strata():
-    early, late = ([(epoch, True) for epoch in epochs] for epochs in ((10, 20), (30, 40)))
-    p, (ratio, low, high) = survival.compare_times([(early, late)])
-    assert p == pytest.approx(2 / 6)  # of 6 ways, this one and its mirror image
-    # at risk 4, 3, 2, 1 of which 2, 1, 0, 0 early: E = 1/2 + 1/3, V = 1/4 + 2/9
-    assert ratio == pytest.approx(math.exp((2 - 5 / 6) / (17 / 36)))
-    assert (low, high) == pytest.approx([ratio * math.exp(sign * 1.96 / math.sqrt(17 / 36)) for sign in (-1, 1)])
-    assert survival.compare_times([(early, late)] * 2)[0] == pytest.approx(2 / 36)
-    assert survival.compare_times([(early, late), (late, early)])[0] == 1
-    p, (mirrored, *_) = survival.compare_times([(late, early)])
-    assert p == pytest.approx(2 / 6) and mirrored == pytest.approx(1 / ratio)
-
-
-def test_where_none_fails_nothing_is_known():
-    p, (ratio, low, high) = survival.compare_times([([(100, False)], [(100, False)])])
-    assert (p, low, high) == (1, 0, math.inf) and math.isnan(ratio)
-
-
-def test_runs_are_censored_at_their_end_and_never_carried_on():
-    runs = [run(LASTS), run(STOPPED), run(LASTS[:60]), run(LOSES), run(COMES_BACK)]
-    assert study.failure_times(runs) == [(100, False), (40, True), (60, False), (51, True), (4, True)]
-    assert study.failure_times([run(LOSES)], factor=2) == [(100, False)]
-    edge = history(*[WELL] * 9, (1.0, 90.0, 0.02))
-    assert study.failure_times([run(edge)], bound=0.01) == [(10, False)]
-    assert (study.count_failed(runs), study.count_failed(runs, factor=2)) == (3, 2)
-
-
-# ----------------------------------------------------------------------------------------------------------------- runs
+from assets import study
 
 
 def test_runs_are_picked_by_their_columns_and_a_missing_one_is_none():
@@ -81,25 +27,6 @@ def test_runs_that_differ_by_their_seed_alone_are_a_group():
     ]
 
 
-def test_plain_runs_are_those_with_nothing_else_changed():
-    plain = run(LASTS, mean=0, std=1, fill=-0.4)
-    changes = {"transformer": "class Squashed", "max_grad_norm": 1, "max_motion": 0.1, "penalty": "a distance"}
-    changes |= {"dataset": "mnist", "digits": "embedded", "limit": 600, "optimizer": "SGD(lr=0.01, momentum=0.9)"}
-    assert study.plain_runs(study.SGD, [plain, *(plain | {name: changes[name]} for name in changes)]) == [plain]
-
-
-def test_a_beginning_is_left_out_for_the_longer_run_with_its_settings():
-    ten = run(LASTS, 10, seed=1, optimizer="two rates")
-    beginning = run(LASTS[:20], 17, seed=1, variant="0.001", optimizer="two rates")
-    other_seed, limited = beginning | {"seed": 2}, beginning | {"max_motion": 0.1}
-    kept = study.without_beginnings([beginning, ten, other_seed, limited])
-    assert sorted((r["experiment"], r["seed"], r.get("max_motion")) for r in kept) == [
-        (10, 1, None),
-        (17, 1, 0.1),
-        (17, 2, None),
-    ]
-
-
 def test_a_repeat_over_fewer_epochs_is_left_out_and_a_run_that_was_stopped_is_not():
     runs = [run(LASTS), run(STOPPED, seed=1), run(LASTS[:30], seed=5, epochs=30), run(LASTS[:30], 2, epochs=30)]
     kept = study.without_repeats(runs)
@@ -114,11 +41,77 @@ def test_the_variants_of_experiment_17_are_rates():
     assert found["cluttered"][0.02] == runs[2:4] and found["mnist"][0.02] == [runs[4]]
 
 
-# --------------------------------------------------------------------------------------------------------------- events
+# --------------------------------------------------------------------------------------------- what became of a run
+
+RISING = [(2.0, 10.0 * i, 0.9) for i in range(1, 11)]  # 50 % in epoch 5
 
 
-def test_a_run_is_still_from_where_its_map_changes_no_more_if_for_three_epochs():
-    moves = [row | {"stn/scale": 1 + row["epoch"] % 2 / 10} for row in LASTS]
-    assert study.still_from(moves) is None
-    assert study.still_from(moves[:50] + LASTS[50:]) == 51
-    assert study.still_from(moves[:97] + LASTS[97:]) == 98 and study.still_from(moves[:98] + LASTS[98:]) is None
+def with_motion(rows, *motions):
+    """The rows with a motion each; the last of the motions for all that follow."""
+    padded = [*motions, *[motions[-1]] * (len(rows) - len(motions))]
+    return [row | {"stn/motion": motion} for row, motion in zip(rows, padded, strict=False)]
+
+
+def test_a_runs_motion_is_the_median_over_five_epochs_from_half_of_the_digits_right_on():
+    rows = with_motion(history(*RISING), 9, 9, 9, 9, 0.1, 0.5, 0.3, 0.2, 0.4, 9)
+    assert [row["epoch"] for row in study.judged_epochs(run(rows))] == [5, 6, 7, 8, 9]
+    assert study.judged_median(run(rows), "stn/motion") == 0.3
+    assert study.judged_median(run(without(rows, "stn/motion")), "stn/motion") is None
+
+
+def test_of_a_run_that_fails_before_it_has_those_it_is_that_of_the_last_five_before():
+    slow = [(2.3, 11.0, 0.9)] * 8
+    rows = with_motion(history(*slow, *[OFF] * 92), 1, 2, 3, 4, 5, 6, 7, 8, 100)
+    assert run(rows)["failed"] == 9 and [row["epoch"] for row in study.judged_epochs(run(rows))] == [4, 5, 6, 7, 8]
+    assert study.judged_median(run(rows), "stn/motion") == 6
+    soon = with_motion(history(*slow[:2], *[OFF] * 98), 1, 2, 100)
+    assert study.judged_median(run(soon), "stn/motion") == 1.5  # as many as there are
+    cut_short = with_motion(history(*RISING[:8], *[OFF] * 92), *range(1, 9), 100)  # 50 % in epoch 5, failed in 9
+    assert study.judged_median(run(cut_short), "stn/motion") == 6
+    assert study.judged_median(run(history(*[OFF] * 100)), "stn/motion") is None  # failed in epoch 1
+
+
+def test_the_localization_nets_rate_is_read_from_the_optimizer():
+    rates = {
+        "SGD(lr=0.01)": 0.01,
+        "SGD(lr=0.0003, momentum=0.9 on stn; lr=0.01, momentum=0.9 on classifier)": 0.0003,
+        "SGD(lr=0.01 on classifier; lr=0.002 on stn)": 0.002,
+        "SGD(lr=0.0009 on stn.localization.0.weight, classifier.0.weight; lr=0.01 on stn.fc_loc)": 0.01,
+    }
+    assert {optimizer: study.localization_rate(optimizer) for optimizer in rates} == rates
+
+
+def test_what_became_of_a_run():
+    last = [{"stn/spread": 0.009}] * 3
+    one_map = [*LASTS[:97], *(row | spread for row, spread in zip(LASTS[97:], last, strict=True))]
+    almost = [*one_map[:97], one_map[97] | {"stn/spread": 0.011}, *one_map[98:]]
+    out = [*LASTS[:99], LASTS[99] | {"stn/scale": 1.11}]
+    assert study.fate(run(LASTS)) == "lasts" and study.fate(run(LOSES)) == "failed"
+    assert study.fate(run(one_map)) == "one map" and study.fate(run(almost)) == "lasts"
+    assert study.fate(run(one_map, dataset="mnist")) == "lasts"  # plain digits need no following
+    assert study.fate(run(out, dataset="mnist")) == "zoomed out" and study.fate(run(out)) == "lasts"
+    late = run(history(*[WELL] * 120, *[OFF] * 30))
+    assert late["failed"] == 121 and study.fate(late) == "lasts"  # within 100 epochs
+
+
+def test_of_a_short_run_that_did_not_fail_its_settings_share_counts():
+    longer = [run(LASTS, seed=0), run(LOSES, seed=1), run(LOSES, seed=2), run(LOSES, seed=3)]
+    short = run(LASTS[:20], experiment=17, variant="0.01", epochs=20)
+    other = run(LOSES, seed=4, max_motion=0.1)  # of another setting
+    assert study.failure_chance(short, [*longer, short, other]) == 0.75
+    assert study.failure_chance(short, [short, other]) == 0
+    failed = run(history(*[WELL] * 9, *[OFF] * 11), experiment=17, epochs=20)
+    assert study.failure_chance(failed, [*longer, failed]) == 1 and study.failure_chance(longer[0], longer) == 0
+
+
+def test_ranking_is_the_area_under_the_curve():
+    area, low, high = study.ranking([1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 1, 1])
+    assert area == 1 and low == high == 1
+    area, low, high = study.ranking([1, 2, 3, 4], [0, 1, 0, 1])
+    assert area == 0.75 and low < 0.75 <= high  # three of four pairs
+    assert study.ranking([1, 1], [0, 1])[0] == 0.5
+    assert study.ranking([1, 2, 3], [0, 0.5, 1])[0] == pytest.approx(17 / 18)
+    assert all(map(math.isnan, study.ranking([1, 2], [0, 0])))
+    rng = np.random.default_rng(1)
+    chance = study.ranking(rng.random(80), rng.random(80) < 0.5)
+    assert chance[1] < 0.5 < chance[2] and 0.1 < chance[2] - chance[1] < 0.4

@@ -2,12 +2,12 @@
 
 import pytest
 from conftest import ROOT
-from made_up import COMES_BACK, LASTS, LOSES, STOPPED, WELL, fails_in, history, key, rows, run
+from made_up import COMES_BACK, LASTS, LOSES, OPTIONAL_TAGS, STOPPED, WELL, fails_in, history, rows, run, without
 
 from assets import records, study, tables
 from common import RunError
 
-PAGES = ("README.md", "assets/README.md", "assets/sharpness.md")
+PAGES = ("README.md", "assets/README.md")
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -57,27 +57,15 @@ def test_a_failure_says_which_event_it_was(epochs, cell):
     assert tables.failure(run(epochs)) == cell
 
 
-def test_drift_is_told_of_the_runs_that_lasted():
+def test_whether_scale_creeps_is_told_of_the_runs_that_lasted():
     scales = [1.0] * 20 + [0.8] * 10 + [3.0] * 10 + [0.9] * 10
     lasts = [row | {"stn/scale": scale} for row, scale in zip(LASTS, scales, strict=False)]
     zooms_in = [row | {"stn/scale": 0.8 - row["epoch"] / 500} for row in LASTS]
     runs = [run(lasts, epochs=50), run(LOSES, seed=1), run(lasts, seed=2), run(lasts[:30], 2, epochs=30)]
     runs += [run(zooms_in, 10), run([row | {"stn/scale": 0.7} for row in LASTS], 10, seed=1)]
-    assert rows(tables.drift(runs)) == [
+    assert rows(tables.scale_creep(runs)) == [
         ["1: made up", "1", "0.80", "0.90", "0.10"],
         ["10: made up", "2", "0.72 (0.70 to 0.75)", "0.65 (0.61 to 0.70)", "-0.07 (-0.14 to 0.00)"],
-    ]
-
-
-def test_what_became_of_a_collapsed_run_is_told_only_where_it_was_trained_on():
-    still = LASTS[:80] + fails_in(81)[80:]
-    moves = [row | {"stn/scale": 1 + row["epoch"] % 2 / 10} for row in COMES_BACK]
-    twice = COMES_BACK[:80] + [row | {"epoch": row["epoch"] + 77} for row in COMES_BACK[3:23]]
-    runs = [run(LASTS), run(STOPPED, seed=1), run(still, seed=2), run(moves, 2), run(twice, 2, 1)]
-    assert rows(tables.afterwards(runs)) == [
-        "1, seed 2|81|0|81|90.00|-|11.35".split("|"),
-        "2, seed 0|4 to 70|0.001|-|70.00|75.00|75.00".split("|"),
-        "2, seed 1|4 to 70 and 81|0.001|81|70.00|75.00|11.35".split("|"),
     ]
 
 
@@ -108,38 +96,6 @@ def test_epochs_to_an_accuracy_are_a_median_over_all_runs():
     assert [tables.epochs_to(90, some) for some in (runs, runs + never[:2], runs + never)] == ["4", "9", None]
 
 
-def test_other_definitions_of_failure_stand_side_by_side():
-    edge = history(*[WELL] * 99, (1.0, 90.0, 0.02))
-    adam = [run(LASTS, 7, seed, optimizer="Adam(lr=0.0001)") for seed in range(3)]
-    runs = [run(STOPPED), run(edge, seed=1), run(LOSES, seed=2), *adam]
-    other = [run(STOPPED, 11, max_grad_norm=1), run(STOPPED, 13, transformer="class"), run(STOPPED, 1, dataset="mnist")]
-    *cells, sgd, none, p = rows(tables.robustness(runs + other))
-    assert cells[0] == ["1: made up", "3 of 3", "2 of 3", "2 of 3"]
-    assert sgd[1:] == ["3 of 3", "2 of 3", "2 of 3"] and none[1:] == ["0 of 3"] * 3
-    assert p[1:] == ["0.1", "0.4", "0.4"]
-
-
-def test_the_parts_of_normalization_are_compared_within_strata():
-    early, late = ([fails_in(epoch) for epoch in epochs] for epochs in ((10, 20), (30, 40)))
-    runs = [run(epochs, number, seed) for number in (1, 5) for seed, epochs in enumerate(early)]
-    assert rows(tables.hazards(runs)) == []  # nothing to compare with
-    runs += [run(epochs, number, seed) for number in (2, 6) for seed, epochs in enumerate(late)]
-    std, mean = rows(tables.hazards(runs))
-    # exp(E / V) of two strata is that of one, with half the variance of its logarithm
-    assert std[:2] == ["divided by std, against not", "1 against 6 and 5 against 2"]
-    assert std[2] == "12 (1.6 to 89), p = 0.056" and std[2] == std[3] == std[4]
-    assert mean[2].startswith("1 (") and mean[2].endswith("p = 1")
-
-
-def test_a_comparison_has_a_row_once_both_sides_have_runs():
-    runs = [run(STOPPED, 1, seed) for seed in range(3)]
-    assert rows(tables.comparisons(runs)) == []
-    runs += [run(LASTS, 10, seed, optimizer="SGD(lr=0.001 on stn; lr=0.01 on classifier)") for seed in range(3)]
-    (cells,) = rows(tables.comparisons(runs))
-    assert cells[1:4] == ["10, 1", "0 of 3 (0 to 71 %)", "3 of 3 (29 to 100 %)"]
-    assert cells[4:8] == ["0.1"] * 3 + ["+10.00"]
-
-
 def test_rates_count_the_runs_that_failed_and_that_zoomed_out():
     def ends(scale):
         return history(*[WELL] * 20, **{"stn/scale": scale})
@@ -156,63 +112,42 @@ def test_rates_count_the_runs_that_failed_and_that_zoomed_out():
     ]
 
 
-def test_the_steps_that_were_clipped_are_counted_up_to_the_failure():
-    epochs = fails_in(4, of=10)
-    for row, share in zip(epochs, (0.1, 0.2, 0.6, *[0] * 7), strict=True):
-        row["train/clipped"] = share
-    (cells,) = rows(tables.clipped([run(epochs, 11, max_grad_norm=1, epochs=10), run(LASTS)]))
-    assert cells == ["11: made up", "1", "1", "20.00 (10.00 to 60.00)"]
+def test_the_table_of_doses_counts_what_its_runs_did():
+    columns = {"experiment": 26, "epochs": 20, "optimizer": "Adam(lr=0.001)"}
+    limited = [row | {"stn/motion": 0.1} for row in LASTS[:20]]
+    doses = [run(limited, variant="0.1", seed=seed, max_motion=0.1, **columns) for seed in (0, 1)]
+    doses += [run(LASTS[:20], variant="unlimited", **columns)]
+    bounded, free = rows(tables.dose(doses))
+    assert bounded[:5] == ["Adam 0.001", "0.1", "0 of 2", "0 of 2", "90.0, 90.0"] and bounded[7] == "0.1, 0.1"
+    assert free[1] == "none"
 
 
-# ------------------------------------------------------------------------------------------------------------ sharpness
-
-SOLUTION = key(run(LASTS, 7, 3))
-
-
-def test_curvature_is_told_by_optimizer_and_rate_before_a_run_fails():
-    runs = [run(fails_in(60)), run(LASTS, seed=1), run(LASTS, 7, optimizer="Adam(lr=0.0001)")]
-    runs += [run(LASTS, 11, max_grad_norm=1), run(LASTS, 15, transformer="class Smoothed(...)")]
-    runs.append(run(LASTS[:20], 17, seed=1, variant="0.01"))  # the beginning of the second
-
-    def measured(run, epoch, curvature, scale=0.7, **figures):
-        lr = 0.0001 if run["experiment"] == 7 else 0.01
-        row = key(run, epoch=epoch, scale=scale, lr=lr, inside=0.8, spread=0.3) | figures
-        return [row | {"step": 0.001, "curvature": 3 * curvature}, row | {"step": 0.01, "curvature": curvature}]
-
-    sharpness = measured(runs[0], 20, 100, 0.9) + measured(runs[0], 40, 80) + measured(runs[0], 60, 5)
-    sharpness += measured(runs[1], 20, 60, 1.0) + measured(runs[1], 0, 7) + measured(runs[1], 40, 8, spread=0.001)
-    sharpness += measured(runs[1], 80, 9, inside=0.01) + measured(runs[2], 20, 1000, 0.6)
-    sharpness += measured(runs[3], 20, 3) + measured(runs[4], 20, 4) + measured(runs[5], 20, 9000)
-    table = tables.curvature_by_rate(runs, sharpness)
-    assert table.splitlines()[0].endswith("| curvature over 0.001 | curvature over 0.01 |")
-    assert rows(table) == [
-        ["cluttered", "Adam", "0.0001", "1", "0.60", "3000", "1000"],
-        ["cluttered", "SGD", "0.01", "2", "0.90 (0.80 to 1.00)", "225 (180 to 270)", "75 (60 to 90)"],
-    ]
+@pytest.mark.parametrize("tag", OPTIONAL_TAGS)
+def test_what_older_runs_lack_is_a_dash_in_every_table(tag):
+    older = without(LASTS, tag)
+    runs = [run(older, experiment) for experiment in (1, 18)]
+    runs += [run(older, 17, variant="0.1", dataset=dataset) for dataset in ("cluttered", "mnist")]
+    runs += [run(older[:20], 26, variant="0.1", max_motion=0.1, epochs=20)]
+    whole = [other | {"history": LASTS[: other["epochs"]]} for other in runs]
+    for make in (tables.all_results, tables.scale_creep, tables.cures, tables.rates, tables.dose):
+        lines, wanted = rows(make(runs)), rows(make(whole))
+        assert len(lines) == len(wanted) > 0
+        for cells, others in zip(lines, wanted, strict=True):
+            assert all(cell in (other, "-") for cell, other in zip(cells, others, strict=True)), make
+    has_column = {"stn/scale": tables.scale_creep, "stn/spread": tables.all_results}
+    has_column |= {"stn/motion": tables.dose, "stn/limited": tables.dose}
+    if tag in has_column:
+        assert "| - " in has_column[tag]([*runs[:2], runs[-1]])
 
 
-def test_a_solution_is_kept_where_no_shuffle_loses_over_five_points():
-    left = {0.0001: (95, 96), 0.001: (91.5, 95), 0.003: (90.5, 96), 0.01: (11, 12)}
-    handed = [
-        SOLUTION | {"epoch": 20, "rate": rate, "classifier_rate": 0.001, "shuffle": shuffle, "step": step} | figures
-        for shuffle in (0, 1)
-        for rate in left
-        for step, accuracy in ((0, 96), (5, 40), (400, left[rate][shuffle]))
-        for figures in ({"stn/scale": 0.6, "test/accuracy": accuracy},)
-    ]
-    handed.append(handed[-1] | {"rate": 0, "classifier_rate": 0.01, "test/accuracy": 97})
-    sharpness = [SOLUTION | {"epoch": 20, "step": step, "curvature": 1 / step} for step in (0.01, 0.001)]
-    sharpness.append(sharpness[0] | {"epoch": 150, "curvature": 9})
-    head, _, *lines = tables.hand_over(handed, sharpness).splitlines()
-    assert "| 0.0001 | 0.001 | 0.003 | 0.01 | frozen |" in head
-    assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == [
-        *("7, seed 3, epoch 20", "0.60", "96.0"),
-        *("96 (95 to 96)", "93 (92 to 95)", "93 (90 to 96)", "12 (11 to 12)", "97"),
-        *("0.001", "0.002", "0.02"),
-    ]
-    assert rows(tables.hand_over(handed, []))[0][-3:] == ["0.001", "-", "-"]
-    handed += [row | {"epoch": 150} for row in handed]
-    assert [line[-2:] for line in rows(tables.hand_over(handed, sharpness))] == [["0.002", "0.02"], ["-", "0.22"]]
+def test_a_data_set_that_nobody_knows_is_shown_and_its_digits_move_about():
+    made = [run(LASTS, 17, variant="0.1", dataset=dataset) for dataset in ("fashion", "mnist", "cluttered")]
+    assert [line[0] for line in rows(tables.rates(made))] == ["plain", "cluttered", "fashion"]
+    labels = ["17: made up", "17: made up, fashion digits", "17: made up, plain digits"]
+    assert [line[0] for line in rows(tables.all_results(made))] == labels
+    one_map = history(*[WELL] * 100, **{"stn/spread": 0.001, "stn/scale": 1.2})
+    fates = [study.fate(run(one_map, dataset=dataset)) for dataset in ("fashion", "mnist", "enlarged")]
+    assert fates == ["one map", "zoomed out", "one map"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- pages
@@ -246,7 +181,6 @@ def test_every_committed_run_is_in_the_tables(committed):
     measured = {name: table for name, table in committed.items() if name != "speed" or read.speed}
     assert all(table.endswith("|\n") and rows(table) for table in measured.values())
     assert len(rows(committed["all_results"])) == len(study.group(read.runs))
-    assert sum(int(line[-1]) for line in rows(committed["machines"])) == len(read.runs)
 
 
 def test_a_new_run_in_the_csv_files_is_in_the_tables_with_no_other_change(tmp_path):
