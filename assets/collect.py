@@ -1,13 +1,22 @@
 """Adds the runs in a folder to runs.csv (a row a run) and results.csv (a row an epoch), for assets.figures.
 
-A run that is there already is replaced by itself, once it has got further; by one with other settings, never.
+A run that is there already is replaced by itself, once it has got further; by one with other settings, never. Nor do
+runs with other settings go beside it as other seeds.
 """
 
 from pathlib import Path
 
 from assets import ASSETS, Command
-from assets.records import is_finished, read_folder, read_runs, run_key, setting_differences, write_runs
+from assets.records import difference, is_finished, read_folder, read_runs, run_key, write_runs
 from common import RunError
+
+
+def check_settings(folder, run, runs):
+    """Raises RunError if a run's settings, or its code, are not those that it had, or that another seed has."""
+    for other in runs:
+        if run_key(other)[:-1] == run_key(run)[:-1] and (differs := difference(run, other)):
+            which = "that run" if run_key(other) == run_key(run) else f"seed {other['seed']} of that setting"
+            raise RunError(f"{folder} has other settings than {which} in runs.csv ({differs}): nothing added")
 
 
 def collect(log_dir, assets=ASSETS):
@@ -17,12 +26,13 @@ def collect(log_dir, assets=ASSETS):
         raise RunError(f"{log_dir} holds no run folders: give the folder that they are in, the --log-dir of the runs")
     runs = {run_key(run): run for run in read_runs(assets)}
     for folder in folders:
-        run = read_folder(folder)
+        try:
+            run = read_folder(folder)
+        except RunError as error:
+            print(f"left out: {error}")
+            continue
+        check_settings(folder, run, runs.values())
         before = runs.get(run_key(run), run)
-        if differs := setting_differences(run, before):
-            raise RunError(
-                f"{folder} has other settings than that run in runs.csv ({'; '.join(differs)}): nothing added"
-            )
         if not is_finished(run):
             print(f"left out, not finished: {folder}, {run['epoch']} of {run['epochs']} epochs")
         elif run["epoch"] < before["epoch"]:

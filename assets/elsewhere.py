@@ -1,18 +1,18 @@
-"""Trains three networks that are not this project's, with the two lines and without, and adds it to elsewhere.csv.
+"""Trains networks that are not this project's, with changes to the localization net and without, for elsewhere.csv.
 
-Do a leaky localization net and limited steps help where others use a transformer? "neither" is a network as it is;
-"leaky" has LeakyReLU(0.1) for the localization net's ReLUs; "limited" has `stn.limit_motion` around the step, at its
-default of pixels; "both". On plain digits the PyTorch tutorial's net, with Adam at 0.001 and with SGD at 0.01 and
-momentum 0.9; the tutorial itself takes SGD without momentum. On coloured digits, 64 x 96, a localization net with batch
-normalization and dropout, with Adam at 0.001, and torchvision's resnet18 as localization net, with SGD at 0.1 and
-momentum 0.9, as torchvision's own training script has it, and with Adam at 0.001.
+Do a leaky localization net, limited steps and a rate that follows the drift help where others use a transformer?
+"neither" is a network as it is; "leaky" has LeakyReLU(0.1) for the localization net's ReLUs; "limited" has
+`stn.limit_motion` around the step, at its default of pixels; "both" has both; "steered" has `stn.DriftLR`; "leaky,
+steered" too. On plain digits the PyTorch tutorial's net, with Adam at 0.001 and with SGD at 0.01 and momentum 0.9; the
+tutorial itself takes SGD without momentum. On coloured digits, 64 x 96, with Adam at 0.001: a localization net with
+batch normalization and dropout, one that shares its first layers with the classifier, and torchvision's resnet18; that
+with SGD at 0.1 and momentum 0.9 too, as torchvision's own training script has it.
 
 A run that the file has already is not made again. One takes a few minutes on one core, resnet18 with Adam a quarter of
 an hour.
 """
 
 import inspect
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +35,15 @@ HEIGHT, WIDTH = 64, 96  # of a coloured image, in pixels
 SMALLEST, LARGEST = 20, 44  # side of the square that holds a digit's 28 x 28 pixels, in pixels of the image
 COUNTS = 12000, 1000  # coloured images to train on and to test on
 LIMIT = inspect.signature(stn.limit_motion).parameters["pixels"].default
-LINES = {"neither": (False, False), "leaky": (True, False), "limited": (False, True), "both": (True, True)}
+FOLLOWED, WINDOW = 64, 64  # training images whose drift is measured, over so many steps
+LINES = {
+    "neither": (),
+    "leaky": ("leaky",),
+    "limited": ("limited",),
+    "both": ("leaky", "limited"),
+    "steered": ("steered",),
+    "leaky, steered": ("leaky", "steered"),
+}
 
 # --------------------------------------------------------------------------------------------------------------- images
 
@@ -89,27 +97,30 @@ def load_plain(data_dir):
 
 
 class Transformed(nn.Module):
-    """A classifier behind a transformer.
+    """A classifier behind a transformer, which both may see an image's features in place of the image.
 
     Args:
-        localization: returns the six numbers of `theta`, (N, 6), of images (N, C, H, W).
-        classifier: returns the log-probabilities (N, 10) of images (N, C, *out_size).
-        out_size: (height, width) in pixels.
+        localization: returns the six numbers of `theta`, (N, 6), of features (N, K, h, w).
+        classifier: returns the log-probabilities (N, 10) of features (N, K, *out_size).
+        out_size: (height, width) of what is sampled.
+        backbone: returns the features (N, K, h, w) of images (N, C, H, W); the images themselves by default.
     """
 
-    def __init__(self, localization, classifier, out_size):
+    def __init__(self, localization, classifier, out_size, backbone=None):
         super().__init__()
         self.localization, self.classifier, self.out_size = localization, classifier, out_size
+        self.backbone = backbone or nn.Identity()
 
     def theta(self, images):
-        return self.localization(images).view(-1, 2, 3)
+        return self.localization(self.backbone(images)).view(-1, 2, 3)
 
-    def classify(self, images, theta):
-        grid = F.affine_grid(theta, [*images.shape[:2], *self.out_size], align_corners=False)
-        return self.classifier(F.grid_sample(images, grid, align_corners=False))
+    def classify(self, features, theta):
+        grid = F.affine_grid(theta, [*features.shape[:2], *self.out_size], align_corners=False)
+        return self.classifier(F.grid_sample(features, grid, align_corners=False))
 
     def forward(self, images):
-        return self.classify(images, self.theta(images))
+        features = self.backbone(images)
+        return self.classify(features, self.localization(features).view(-1, 2, 3))
 
 
 def make_tutorial_net():
@@ -139,6 +150,16 @@ def make_normalized_net():
     return Transformed(nn.Sequential(*blocks, *linear), make_colour_classifier(), (32, 32))
 
 
+def make_shared_net():
+    """A localization net and a classifier on the features of one backbone, for RGB images of 64 x 96 pixels."""
+    backbone = nn.Sequential(*normalized_block(3, 16, 2), *normalized_block(16, 32, 1))
+    blocks = *normalized_block(32, 32, 2), *normalized_block(32, 32, 2)
+    localization = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(32 * 8 * 12, 64), nn.ReLU(), stn.Regression(64))
+    layers = *normalized_block(32, 32, 1), nn.MaxPool2d(2), *normalized_block(32, 64, 1), nn.MaxPool2d(2)
+    linear = nn.Flatten(), nn.Dropout(), nn.Linear(64 * 4 * 4, 10), nn.LogSoftmax(1)
+    return Transformed(localization, nn.Sequential(*layers, *linear), (16, 16), backbone)
+
+
 def make_resnet():
     """torchvision's resnet18, not trained before, as localization net for RGB images."""
     localization = torchvision.models.resnet18(weights=None)
@@ -156,12 +177,16 @@ def make_leaky(network):
 
 @dataclass(frozen=True)
 class Setting:
-    """A network and how it is trained. A test follows every `every` steps; images are (x / 255 - mean) / std."""
+    """A network and how it is trained. A test follows every `every` steps; images are (x / 255 - mean) / std.
+
+    `ceiling` is the localization net's learning rate where that is steered.
+    """
 
     network: str
     make_network: Callable
     optimizer: str
     make_optimizer: Callable
+    ceiling: float
     images: str
     mean: float
     std: float
@@ -171,15 +196,16 @@ class Setting:
 
 
 def momentum(lr):
-    return f"SGD {lr}, momentum 0.9", partial(torch.optim.SGD, lr=lr, momentum=0.9)
+    return f"SGD {lr}, momentum 0.9", partial(torch.optim.SGD, lr=lr, momentum=0.9), 10 * lr
 
 
-ADAM = "Adam 0.001", partial(torch.optim.Adam, lr=0.001)
+ADAM = "Adam 0.001", partial(torch.optim.Adam, lr=0.001), 0.001
 PLAIN, COLOURED = ("plain", 0.1307, 0.3081), ("coloured", 0.5, 0.5)
 SETTINGS = (
     Setting("tutorial", make_tutorial_net, *ADAM, *PLAIN, 64, 5628, 938),  # 6 epochs, and one
     Setting("tutorial", make_tutorial_net, *momentum(0.01), *PLAIN, 64, 5628, 938),
     Setting("normalized", make_normalized_net, *ADAM, *COLOURED, 64, 1880, 188),  # 10 epochs, and one
+    Setting("shared", make_shared_net, *ADAM, *COLOURED, 64, 1880, 188),
     Setting("resnet18", make_resnet, *momentum(0.1), *COLOURED, 32, 200, 40),
     Setting("resnet18", make_resnet, *ADAM, *COLOURED, 32, 750, 150),  # 2 epochs
 )
@@ -202,43 +228,75 @@ def test(setting, model, images, labels):
     for batch in images.split(500):
         batch = (batch / 255 - setting.mean) / setting.std
         theta = model.theta(batch)
-        outputs.append((theta, model.classify(batch, theta).argmax(1)))
+        outputs.append((theta, model(batch).argmax(1)))
     model.train()
     theta, found = map(torch.cat, zip(*outputs, strict=True))
     row = {"accuracy": 100 * (found == labels).sum().item() / len(labels), "scale": stn.scale(theta).item()}
     return row | {"inside": stn.inside(theta, model.out_size).item(), "spread": stn.spread(theta).item()}
 
 
+def make_schedule(setting, model, followed, steered):
+    """Returns an optimizer of a network, and the `stn.DriftLR` of its localization net if that is steered, or None."""
+    if not steered:
+        return setting.make_optimizer(model.parameters()), None
+    others = [*model.backbone.parameters(), *model.classifier.parameters()]
+    localization = {"params": model.localization.parameters(), "lr": setting.ceiling}
+    optimizer = setting.make_optimizer([localization, {"params": others}])
+    return optimizer, stn.DriftLR(optimizer, model.theta, followed)
+
+
+def median_of(values):
+    return float(np.median(values)) if values else None
+
+
 def train(setting, lines, seed, train_set, test_set):
     """Trains a network with these lines, and returns a row of elsewhere.csv every `setting.every` steps.
 
-    Motion is the median of the steps since the last row, of each step's first 16 images, in pixels; limited the
-    fraction of these steps that were shortened; seconds those that the processor spent on the training until then.
+    Drift is the median of the windows since the last row, of the first 64 training images. Motion is the median of the
+    steps since then, of each step's first 16 images, in pixels; limited the fraction of these steps that were
+    shortened; both where steps are limited. Seconds are those that the processor spent on the training until then.
     """
-    leaky, limited = LINES[lines]
+    changes = LINES[lines]
     torch.manual_seed(seed)
     model = setting.make_network()
-    if leaky:
+    if "leaky" in changes:
         make_leaky(model.localization)
-    optimizer = setting.make_optimizer(model.parameters())
     images, labels = train_set
+    followed = (images[:FOLLOWED] / 255 - setting.mean) / setting.std
+    optimizer, schedule = make_schedule(setting, model, followed, "steered" in changes)
     run = {name: getattr(setting, name) for name in ("network", "images", "optimizer")}
-    run |= {"lines": lines, "pixels": LIMIT if limited else None, "seed": seed}
-    rows, taken, seconds, started = [], [], 0.0, time.process_time()
+    run |= {"lines": lines, "pixels": LIMIT if "limited" in changes else None, "seed": seed}
+    rows, taken, drifts, seconds, started = [], [], [], 0.0, time.process_time()
+    before = predict(model, followed)
     for step, index in zip(range(1, setting.steps + 1), shuffled(len(images), setting.batch_size), strict=False):
         batch = (images[index] / 255 - setting.mean) / setting.std
         optimizer.zero_grad()
         F.nll_loss(model(batch), labels[index]).backward()
-        with stn.limit_motion(model.theta, batch[:16], model.localization, run["pixels"] or math.inf) as moved:
+        if "limited" in changes:
+            with stn.limit_motion(model.theta, batch[:16], (model.backbone, model.localization), LIMIT) as moved:
+                optimizer.step()
+            taken.append(moved)
+        else:
             optimizer.step()
-        taken.append(moved)
+        if schedule:
+            schedule.step()
+        if step % WINDOW == 0:
+            after = predict(model, followed)
+            drifts.append(stn.drift(before, after).item())
+            before = after
         if step % setting.every == 0:
             seconds += time.process_time() - started
-            row = {"motion": float(np.median([each.motion.item() for each in taken]))}
-            row |= {"limited": float(np.mean([each.kept < 1 for each in taken])), "seconds": seconds}
+            row = {"motion": median_of([each.motion.item() for each in taken]), "drift": median_of(drifts)}
+            row |= {"limited": float(np.mean([each.kept < 1 for each in taken])) if taken else None}
+            row |= {"rate": schedule.rate if schedule else None, "seconds": seconds}
             rows.append(run | {"step": step} | test(setting, model, *test_set) | row)
-            taken, started = [], time.process_time()
+            taken, drifts, started = [], [], time.process_time()
     return rows
+
+
+@torch.no_grad()
+def predict(model, images):
+    return stn.predict_in_eval_mode(model.theta, images)
 
 
 def add_runs(seeds, only, lines, data_dir, path=ASSETS / "elsewhere.csv"):

@@ -6,7 +6,7 @@ import torch
 
 import common
 from assets import ASSETS
-from assets.records import format_cell, read_folder, setting_differences
+from assets.records import difference, format_cell, read_folder
 
 ROOT = ASSETS.parent
 
@@ -28,8 +28,9 @@ class SavedRun:
         self.experiment = replace(variants[self.run["variant"]], **chosen)
         self.network = common.make_network(self.experiment)
         self.model, self.optimizer = self.network.model, self.network.optimizer
-        if differs := setting_differences(self.experiment.settings(), self.run):
-            raise common.RunError(f"{script} was changed since {folder} ({'; '.join(differs)}): put that script there")
+        code = {path: (ROOT / path).read_text(encoding="utf-8") for path in self.run["code"] if (ROOT / path).exists()}
+        if differs := difference(self.experiment.settings() | {"code": code}, self.run):
+            raise common.RunError(f"{script} was changed since {folder} ({differs}): put that script there")
 
     def saved_epochs(self):
         """The epochs that it saved weights after, in files named as 005.pt; others beside them are not the run's."""

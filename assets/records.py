@@ -7,14 +7,15 @@ and the epoch. What a run does not have, since it is older than the setting or t
 import csv
 import io
 import json
+import re
 from itertools import groupby
 
 from assets import ASSETS
-from common import DEFAULTS, RunError, summarize, write
+from common import DEFAULTS, TOLD_BY_CODE, RunError, changed_line, summarize, write
 from common import SETTINGS as ALL_SETTINGS
 
 RUN_KEY = ("experiment", "variant", "dataset", "digits", "limit", "seed")  # what tells runs apart
-SETTINGS = tuple(name for name in ALL_SETTINGS if name not in (*RUN_KEY, "data"))  # what defines a run beyond that
+SETTINGS = tuple(name for name in ALL_SETTINGS if name not in RUN_KEY)  # what defines a run beyond that
 FACTS = ("title", "epochs", "cpu", "torch")  # what else is kept of a run
 SCALARS = ("train/loss", "test/accuracy", "stn/scale", "stn/inside")  # that every epoch has
 TEXTS = ("variant", "dataset", "digits", "transformer", "optimizer", "title", "cpu", "torch")
@@ -101,10 +102,19 @@ def settings_of(run):
     return {name: run.get(name, DEFAULTS.get(name)) for name in SETTINGS}
 
 
-def setting_differences(run, before):
-    """The settings in which a run differs from what it was before, as texts."""
-    new, old = settings_of(run), settings_of(before)
-    return [f"{name} was {old[name]}, is {new[name]}" for name in SETTINGS if old[name] != new[name]]
+def difference(run, other):
+    """The setting or line of code in which a run differs from itself before, or from another seed; None if in none.
+
+    Images that one of them does not know are not compared, nor is code, nor settings that the code tells.
+    """
+    new, old = settings_of(run), settings_of(other)
+    unknown = {"data"} if None in (new["data"], old["data"]) else set()
+    if not run.get("code", True):
+        unknown |= set(TOLD_BY_CODE)
+    for name in SETTINGS:
+        if old[name] != new[name] and name not in unknown:
+            return f"{name} was {old[name]}, is {new[name]}"
+    return changed_line(other["code"], run["code"]) if run.get("code") and other.get("code") else None
 
 
 # ------------------------------------------------------------------------------------------------ runs.csv, results.csv
@@ -141,13 +151,17 @@ def write_runs(runs, assets=ASSETS):
 
 
 def read_folder(folder):
-    """Returns the run in a folder, in the form of `read_runs`, with all that its run.json has.
+    """Returns the run in a folder, in the form of `read_runs`, with all that its run.json has, and its "code".
 
     Raises RunError if there is none, or it lacks what every run has. `data_dir` is "data" where it was not recorded.
     """
     try:
         told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        run = {"data_dir": "data"} | told | {"experiment": int(told["experiment"].rpartition("_")[2])}
+        number = re.fullmatch(r"classification_experiment_(\d+)", told["experiment"])
+        if number is None:
+            rule = "whose script should be named classification_experiment_N.py, N a number"
+            raise RunError(f"{folder} holds a run of {told['experiment']}.py, {rule}")
+        run = {"data_dir": "data"} | told | {"experiment": int(number[1])}
         missing = [name for name in (*RUN_KEY, *SETTINGS, *FACTS, "epoch") if name not in (run | DEFAULTS)]
         run |= {name: parse_cell(name, format_cell(value)) for name, value in settings_of(run).items()}
         run["variant"] = format_cell(run["variant"]) or None
@@ -159,7 +173,9 @@ def read_folder(folder):
         raise RunError(f"{folder} holds no run of this version: its run.json or metrics.csv says {error!r}") from error
     if missing:
         raise RunError(f"{folder} holds no run of this version: {missing[0]} is missing in run.json or metrics.csv")
-    return run | {"history": history} | summarize(history)
+    kept = folder / "code"
+    code = {str(path.relative_to(kept)): path.read_text(encoding="utf-8") for path in sorted(kept.rglob("*.py"))}
+    return run | {"history": history, "code": code} | summarize(history)
 
 
 def is_finished(run):

@@ -55,13 +55,13 @@ def reference_epoch(experiment, network, loader, device="cpu"):
 def make_loops(experiments, data_dir, limit, device):
     """Returns a list of (loop, experiment, function that trains it for an epoch), everybody's loop first."""
     datasets = {experiment.dataset for experiment in experiments}
-    sets = {dataset: common.load_canvases(dataset, data_dir, "auto", limit)[0] for dataset in datasets}
+    sets = {dataset: common.load_images(dataset, data_dir, "auto", limit)[0] for dataset in datasets}
     first = experiments[0]
     network, loader = make_reference(first, device), make_loader(*sets[first.dataset])
     loops = [(EVERYBODYS, first, partial(reference_epoch, first, network, loader, device))]
     for experiment in experiments:
         images, labels = (tensor.to(device) for tensor in sets[experiment.dataset])
-        train = partial(common.train, experiment, common.make_network(experiment, device), images, labels)
+        train = partial(common.train, experiment, common.make_network(experiment, device, images), images, labels)
         loops.append((THIS_PROJECTS, experiment, train))
     return loops
 

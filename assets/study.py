@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from assets.records import read_runs, read_table, run_key, run_sort_key, settings_of
-from common import DEFAULTS, SIDES, collapsed
+from common import DATASETS, DEFAULTS, collapsed
 
 FULL = {"digits": "full", "limit": DEFAULTS["limit"]}
 STANDARD = {"dataset": DEFAULTS["dataset"]} | FULL  # what experiments are compared by: all canvases of the full digits
@@ -34,13 +34,13 @@ def read_all(assets):
 
 
 def moves_about(dataset):
-    """Whether the digits of a data set have different places in its images."""
-    return dataset != "mnist"
+    """Whether what a data set shows has different places in its images; so it has where the set is not known."""
+    return dataset not in DATASETS or DATASETS[dataset].moves
 
 
 def side_of(dataset):
     """Side of a data set's images in pixels, or None where it is not known."""
-    return SIDES.get(dataset)
+    return DATASETS[dataset].side if dataset in DATASETS else None
 
 
 def digits_of(dataset):

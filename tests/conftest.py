@@ -38,7 +38,7 @@ def start(log_dir, *options, number=1, before=lambda: None, root=ROOT):
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may be a job that ignores it
         torch.cuda.is_available = lambda: False
         for name, module in list(sys.modules.items()):
-            if str(getattr(module, "__file__", "")).startswith(str(ROOT / "tests")):
+            if str(getattr(module, "__file__", "")).startswith((str(ROOT / "tests"), str(ROOT / "assets"))):
                 del sys.modules[name]  # which the script did not import
         before()
         script = root / f"classification_experiment_{number}.py"

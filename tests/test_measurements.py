@@ -52,7 +52,7 @@ def test_a_run_of_another_script_is_refused(folders, tmp_path, monkeypatch):
     script = tmp_path / "classification_experiment_13.py"
     for old, new, words in (
         ("lr=0.01", "lr=0.02", r"optimizer was SGD\(lr=0.01\), is SGD\(lr=0.02\)"),
-        (".tanh()", ".sigmoid()", r"transformer was class Squashed.*tanh\(\), is class Squashed.*sigmoid\(\)"),
+        (".tanh()", ".sigmoid()", r"theta\(images\)\.tanh\(\)` was there, now `.*theta\(images\)\.sigmoid\(\)`"),
         ("mean=0.1307", "variant='other', mean=0.1307", "does not have any more"),
     ):
         script.write_text((ROOT / script.name).read_text().replace(old, new))
@@ -81,7 +81,7 @@ def test_a_replay_is_the_run_and_measures_its_steps(whole_run):
     assert replay.replay(whole_run.folder, 7)[0] == steps  # which begins with other weights
     assert replay.replay(whole_run.folder, 1)[0] == []
 
-    (images, labels), _, _ = common.load_canvases("cluttered", "nowhere", "embedded", 384)
+    (images, labels), *_ = common.load_images("cluttered", "nowhere", "embedded", 384)
     saved = SavedRun(whole_run.folder)
     saved.load(5)
     model = saved.model
@@ -122,7 +122,7 @@ def test_the_map_is_the_one_that_the_transformer_samples_with(folders):
 
 
 def test_what_is_measured_of_a_limited_step_is_of_its_whole_batch():
-    (images, labels), _, _ = common.load_canvases("cluttered", "nowhere", "embedded", 384)
+    (images, labels), *_ = common.load_images("cluttered", "nowhere", "embedded", 384)
     steps = []
     for max_motion in (None, 1000):  # which limits nothing
         limited = experiment(mean=0, std=1, max_motion=max_motion)
@@ -136,7 +136,7 @@ def test_a_run_with_other_losses_is_refused(whole_run, tmp_path):
     folder = shutil.copytree(whole_run.folder, tmp_path / "other")
     loss = read_folder(folder)["history"][5]["train/loss"]
     metrics = folder / "metrics.csv"
-    metrics.write_text(metrics.read_text().replace(f"\n6,{loss}", f"\n6,{loss + 1e-9}"))
+    metrics.write_text(metrics.read_text().replace(f",{loss},", f",{loss + 1e-9},"))
     with pytest.raises(common.RunError, match=f"its loss in epoch 6 was {loss + 1e-9}, and is {loss}"):
         replay.replay(folder, 6)
 

@@ -17,7 +17,7 @@ from assets.rebuild import SavedRun
 
 def test_states_are_what_the_saved_weights_do_to_the_first_eight_test_images(whole_run, tmp_path):
     pictures.make_states([("begins", whole_run.folder, "0"), ("ends", whole_run.folder, "7")], tmp_path)
-    _, (images, _), _ = common.load_canvases("cluttered", "nowhere", "embedded", 384)
+    _, (images, _), *_ = common.load_images("cluttered", "nowhere", "embedded", 384)
     model = stn.STNClassifier()
     model.load_state_dict(torch.load(whole_run.folder / "weights" / "007.pt", weights_only=True))
     with torch.no_grad():
@@ -82,8 +82,8 @@ def test_what_is_not_there_is_one_line_and_exit_code_1(whole_run, monkeypatch, c
 
 
 def test_the_digits_come_from_the_run_s_own_data_dir(whole_run, monkeypatch):
-    asked, load = [], common.load_canvases
-    monkeypatch.setattr(common, "load_canvases", lambda *arguments: asked.append(arguments) or load(*arguments))
+    asked, load = [], common.load_images
+    monkeypatch.setattr(common, "load_images", lambda *arguments: asked.append(arguments) or load(*arguments))
     SavedRun(whole_run.folder).canvases()
     told = json.loads((whole_run.folder / "run.json").read_text())
     assert asked == [("cluttered", told["data_dir"], "embedded", 384)]
