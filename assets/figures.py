@@ -5,7 +5,6 @@ Figures are 6 inches wide at 200 dots an inch, so that their letters can be read
 
 import io
 import math
-import statistics
 import textwrap
 
 import matplotlib
@@ -19,7 +18,7 @@ from matplotlib.patches import Patch, Polygon, Rectangle
 from PIL import Image
 
 from assets import ASSETS, Command, study
-from assets.tables import DOSES, make_tables, of_cures, optimizer_label, standard_runs, with_tables
+from assets.tables import make_tables, of_cures, with_tables
 from common import lost_solution, outlines, write
 
 WIDTH = 6  # inches
@@ -154,73 +153,6 @@ def timeline(read):
     return figure
 
 
-# -------------------------------------------------------------------------------- the localization net's learning rate
-
-
-CURVES = ((BLUE, "o"), (VERMILION, "D"), ("#009E73", "s"))  # colour and marker of a data set
-
-
-def draw_curve(axes, dataset, runs_by_rate, i, count):
-    """Draws scale over the rate, of a data set, the i-th of a count: its points stand a little beside the others'.
-
-    Returns the smallest rate that is off the image, or inf.
-    """
-    color, marker = CURVES[i % len(CURVES)]
-    shift = 1 + 0.09 * (2 * i - (count - 1))
-    style = {"markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.4}
-    medians, first_off = [], math.inf
-    for rate, seeds in runs_by_rate.items():
-        rows = [run["history"][-1] for run in seeds]
-        beside = np.linspace(-0.05, 0.05, len(rows))  # each other
-        x = rate * shift * (1 + beside - beside.mean())
-        off = np.array([study.off_the_image(row["stn/inside"]) for row in rows])
-        values = np.where(off, math.inf, column(rows, "stn/scale"))
-        medians.append(statistics.median(values))
-        axes.plot(x[~off], values[~off], marker, color=color, **style)
-        if off.any():
-            edge = {"transform": axes.get_xaxis_transform(), "clip_on": False, "color": "black"}
-            axes.plot(x[off], np.full(off.sum(), 1 - 0.05 * i), marker, **edge, **style)
-            first_off = min(first_off, x[off].min())
-    medians = [math.nan if value == math.inf else value for value in medians]
-    axes.plot([rate * shift for rate in runs_by_rate], medians, color=color, zorder=1)
-    label = f"{study.digits_of(dataset)} digits"
-    side = study.side_of(dataset)
-    if side:
-        label += f", {side} x {side}"
-    axes.plot([], [], color=color, marker=marker, markersize=4, label=label)
-    return first_off
-
-
-def rates(read):
-    """Scale after the last epoch over the localization net's learning rate, a line through each rate's median.
-
-    Runs that are off the image are black points at the top edge; in the medians they are larger than any.
-    """
-    curves = study.by_rate(read.counted)
-    figure = Figure(figsize=(WIDTH, 3.3))
-    axes = figure.subplots()
-    first_off = math.inf
-    for i, (dataset, runs_by_rate) in enumerate(curves.items()):
-        first_off = min(first_off, draw_curve(axes, dataset, runs_by_rate, i, len(curves)))
-    if first_off < math.inf:
-        at_the_edge = {"ha": "right", "va": "center", "transform": axes.get_xaxis_transform()}
-        axes.text(first_off / 1.2, 0.975, "off the image \N{RIGHTWARDS ARROW}", **at_the_edge)
-    axes.axhline(1, color="grey", linewidth=0.6, zorder=0)
-    axes.set(xscale="log", yscale="log", xlabel="learning rate of the localization net")
-    axes.set_ylabel("scale after the last epoch")
-    low, high = axes.get_ylim()
-    axes.set_yticks(SCALES, map(str, SCALES))  # which moves the limits
-    ticks = sorted({rate for runs_by_rate in curves.values() for rate in runs_by_rate})
-    axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
-    axes.minorticks_off()
-    axes.set_ylim(min(low, 0.8), max(high, 1.3) * 1.1)
-    axes.legend(loc="upper left")
-    beside = {"transform": axes.get_yaxis_transform(), "color": "dimgrey"}
-    axes.text(1.01, 1.02, "shrinks\nthe image", va="bottom", **beside)
-    axes.text(1.01, 0.98, "zooms in", va="top", **beside)
-    return figure
-
-
 # ------------------------------------------------------------------------------------------------------------- failures
 
 
@@ -257,40 +189,63 @@ def failures(read):
     return figure
 
 
-# ----------------------------------------------------------------------------------------------------- the limit
+# ---------------------------------------------------------------------------------------------------------------- drift
 
 OPTIMIZERS = {"SGD": BLUE, "SGD, momentum": "#CC79A7", "Adam": VERMILION}
 
 
-def dose(read):
-    """Accuracy over the limit of a step's motion, of experiments 26 and 35, a point a seed."""
-    doses = [study.group(standard_runs(experiment, read.counted)) for experiment in DOSES]
-    doses = [groups for groups in doses if groups]
+FATES = ("lasts", "one map", "zoomed out", "failed")
+SIZES = {28: "s", 60: "o", 120: "^"}  # marker by the images' side
+
+
+def draw_fates(axes, runs, figure):
+    """A point a run: what became of it over one of its figures; hollow if it was too short to tell."""
+    jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(runs))
+    for run, shift in zip(runs, jitter, strict=True):
+        if figure(run) is None:
+            continue
+        color, place = OPTIMIZERS[study.optimizer_kind(run)], FATES.index(study.fate(run))
+        filled = place > 0 or len(run["history"]) >= study.LONG
+        marker = SIZES.get(study.side_of(run["dataset"]), "D")
+        style = {
+            "color": color,
+            "markerfacecolor": color if filled else "none",
+            "markersize": 4,
+            "markeredgewidth": 0.7,
+        }
+        axes.plot(figure(run), place + shift, marker, **style)
+    axes.set(xscale="log", ylim=(-0.6, len(FATES) - 0.4))
+    axes.set_yticks(range(len(FATES)), FATES)
+
+
+def drift(read):
+    """What became of each run over its drift, with the two numbers that were foretold; and over its step."""
+    runs = study.with_drift(read.runs)
     figure = Figure(figsize=(WIDTH, 3))
-    axes = figure.subplots()
-    limits = sorted({seeds[0]["max_motion"] or math.inf for groups in doses for seeds in groups})
-    for i, groups in enumerate(doses):
-        marker = "osD^"[i % 4]
-        for seeds in groups:
-            color = OPTIMIZERS[study.optimizer_kind(seeds[0])]
-            x = limits.index(seeds[0]["max_motion"] or math.inf) + 0.16 * i - 0.08  # beside the others
-            for run in seeds:
-                late = study.median_of(run["history"][10:20], "test/accuracy")
-                axes.plot(x, late, marker, color=color, markerfacecolor="none" if run["failed"] else color)
-        axes.plot([], [], marker, color=color, label=optimizer_label(groups[0]))
-    axes.plot([], [], "o", color="grey", markerfacecolor="none", label="failed")
-    axes.set_xticks(range(len(limits)), ["none" if limit == math.inf else f"{limit:g}" for limit in limits])
-    axes.set(ylim=(0, 100), xlabel="limit of a step's motion (pixels)", ylabel="test accuracy,\nepochs 11 to 20 (%)")
-    axes.legend(loc="lower left")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    draw_fates(left, runs, study.drift_of)
+    for number in (study.LOW, study.HIGH):
+        left.axvline(number, color="grey", linestyle=":", linewidth=1.2, zorder=0)
+    draw_fates(right, runs, study.RIVALS["step, pixels"])
+    left.set(xlabel="drift: movement in 64 steps, of the region's side")
+    right.set(xlabel="a step, pixels")
+    for ticks, axes in (((0.02, 0.05, 0.1, 0.2, 0.5), left), ((0.1, 1, 10), right)):
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+    handles = [Line2D([], [], color=color, marker="o", linewidth=0, label=kind) for kind, color in OPTIMIZERS.items()]
+    for side, marker in SIZES.items():
+        handles.append(Line2D([], [], color="grey", marker=marker, linewidth=0, label=f"{side} x {side}"))
+    hollow = {"color": "grey", "markerfacecolor": "none", "marker": "o", "linewidth": 0}
+    handles.append(Line2D([], [], **hollow, label=f"under {study.LONG} epochs"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=4)
     return figure
 
 
 FIGURES = {
     "states.png": states,
-    "dose.png": dose,
+    "drift.png": drift,
     "failures.png": failures,
     "timeline.png": timeline,
-    "rates.png": rates,
 }
 
 

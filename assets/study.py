@@ -1,7 +1,6 @@
 """What tables and figures read out of the CSV files: runs, and what became of them."""
 
 import math
-import re
 from itertools import groupby
 from statistics import median
 from types import SimpleNamespace
@@ -79,14 +78,6 @@ def without_repeats(runs):
     return kept
 
 
-def by_rate(runs):
-    """Returns {dataset: {learning rate of the localization net: runs}} of experiment 17, still digits first."""
-    found = {}
-    for seeds in group(pick(runs, **FULL, experiment=17)):
-        found.setdefault(seeds[0]["dataset"], {})[float(seeds[0]["variant"])] = seeds
-    return {dataset: found[dataset] for dataset in sorted(found, key=moves_about)}
-
-
 # --------------------------------------------------------------------------------------------------------------- events
 
 
@@ -114,9 +105,12 @@ def before_failure(run):
     return run["history"][: run["failed"] - 1] if run["failed"] else run["history"]
 
 
-# -------------------------------------------------------------------------------------------- what became of a run
+# ------------------------------------------------------ what became of a run, as it was fixed before drift was recorded
 
-ZOOMED_OUT = 1.1  # scale over which a run on plain digits has zoomed out
+ZOOMED_OUT = 1.25  # scale over which a run has zoomed out at its end
+FORMERLY_ZOOMED_OUT = 1.1  # on digits that stand still, in the rounds before
+DEAD = 0.05  # fraction of active units under which one map is one of dead units
+LOW, HIGH = 0.05, 0.085  # drift under the one was foretold to do no harm, over the other to do it
 LONG = 40  # epochs from which on what became of a run is its own; of a shorter one that did not fail, its setting's
 
 
@@ -144,40 +138,40 @@ def judged_median(run, tag):
     return median(values) if values and None not in values else None
 
 
-def localization_rate(optimizer):
-    """The localization net's learning rate in what a run says of its optimizer, the largest if it has several."""
-    groups = optimizer.partition("(")[2].rstrip(")").split("; ")
-    own = [group for group in groups if " on " not in group or re.search(r"\bstn\b", group.partition(" on ")[2])]
-    return max(float(re.search(r"\blr=([^\s,]+)", group)[1]) for group in own)
-
-
 def fate(run):
-    """What became of a run, by what was fixed: "failed", "zoomed out", "one map" or "lasts"."""
+    """What became of a run within 100 epochs: "failed", "one map", "zoomed out" or "lasts"."""
     if run["failed"] and run["failed"] <= 100:
         return "failed"
     last = run["history"][-3:]
-    if not moves_about(run["dataset"]):
-        scale = last[-1].get("stn/scale")
-        return "zoomed out" if scale is not None and scale > ZOOMED_OUT else "lasts"
     spreads = [row.get("stn/spread") for row in last]
-    return "one map" if None not in spreads and max(spreads) < ONE_MAP else "lasts"
+    if moves_about(run["dataset"]) and None not in spreads and max(spreads) < ONE_MAP:
+        return "one map"
+    scale = last[-1].get("stn/scale")
+    return "zoomed out" if scale is not None and scale > ZOOMED_OUT else "lasts"
 
 
-def has_failed(run):
-    """Whether a run collapsed, lost its solution or zoomed out."""
-    return fate(run) in ("failed", "zoomed out")
+def has_dead_units(run):
+    """Whether a run ends with one map since its localization net's units are dead."""
+    active = median_of(run["history"][-3:], "stn/active")
+    return fate(run) == "one map" and active is not None and active < DEAD
 
 
-def failure_chance(run, runs):
-    """0 or 1, whether a run has failed; where it is short, the share of its setting's runs that have.
+def went_wrong(run):
+    """Whether a run failed, zoomed out, or ends with one map, if that is not one of dead units."""
+    return fate(run) != "lasts" and not has_dead_units(run)
 
-    That is, of the longer runs with the same settings and data, if there are any, and it did not fail itself.
-    """
-    if has_failed(run):
+
+def setting_of(run):
+    """What runs that differ by their seed alone have in common, whatever their experiment's number."""
+    return run["dataset"], run["digits"], run["limit"], *settings_of(run | {"data": None}).values()
+
+
+def chance(run, runs):
+    """0 or 1, whether a run went wrong; where it is short and did not, the share of its setting's longer runs."""
+    if went_wrong(run):
         return 1
-    setting = run["dataset"], run["limit"], settings_of(run)
-    alike = [other for other in runs if (other["dataset"], other["limit"], settings_of(other)) == setting]
-    longer = [has_failed(other) for other in alike if len(other["history"]) >= LONG]
+    alike = [other for other in runs if setting_of(other) == setting_of(run)]
+    longer = [went_wrong(other) for other in alike if len(other["history"]) >= LONG]
     if len(run["history"]) >= LONG or not longer:
         return 0
     return longer.count(True) / len(longer)
@@ -211,3 +205,85 @@ def ranking(figures, chances):
     drawn = [value for value in drawn if not math.isnan(value)]
     low, high = np.quantile(drawn, (0.025, 0.975)) if drawn else (math.nan, math.nan)
     return Ranking(float(area(np.arange(len(figures)))), float(low), float(high))
+
+
+# ------------------------------------------------------------------------------------------------ drift and its rivals
+
+
+def drift_of(run):
+    return judged_median(run, "stn/drift")
+
+
+def product(*factors):
+    """Their product, or None if one of them is not known."""
+    return None if None in factors else math.prod(factors)
+
+
+def side_of_region(run):
+    """In pixels of the image."""
+    return product(side_of(run["dataset"]), judged_median(run, "stn/scale"))
+
+
+def step_of_region(run):
+    """The step as a fraction of the region's side."""
+    step, side = judged_median(run, "stn/motion"), side_of_region(run)
+    return None if None in (step, side) else step / side
+
+
+def largest_step(run):
+    """Of all epochs before a failure."""
+    steps = [row.get("stn/motion_max") for row in before_failure(run)]
+    return None if None in steps else max(steps)
+
+
+def summed_step(run):
+    """The step times how many of it momentum, or Adam's first moment, adds up: 1 / (1 - 0.9)."""
+    return product(judged_median(run, "stn/motion"), 1 if optimizer_kind(run) == "SGD" else 10)
+
+
+RIVALS = {
+    "drift over 64 steps": drift_of,
+    "drift over 16 steps": lambda run: judged_median(run, "stn/drift_16"),
+    "drift over 256 steps": lambda run: judged_median(run, "stn/drift_256"),
+    "drift, pixels": lambda run: product(drift_of(run), side_of_region(run)),
+    "step, pixels": lambda run: judged_median(run, "stn/motion"),
+    "step, of the region": step_of_region,
+    "largest step, pixels": largest_step,
+    "step / (1 - momentum or beta1)": summed_step,
+    "learning rate x gradient norm": lambda run: product(
+        judged_median(run, "stn/rate"), judged_median(run, "train/grad_norm")
+    ),
+    "learning rate": lambda run: judged_median(run, "stn/rate"),
+}
+PILOTS = (  # experiments and variants that pilots had tried before the numbers were fixed; all variants where None
+    *((number, None) for number in (1, 7, 10, 19, 21, 27, 28, 29, 34, 36)),
+    *((26, "1"), (35, "1"), (39, "adam"), (17, "0.01"), (17, "0.02"), (17, "0.05")),
+)
+
+
+def with_drift(runs):
+    """The runs that recorded drift in the epochs that they are judged by."""
+    return [run for run in runs if drift_of(run) is not None]
+
+
+def is_of_pilots(run):
+    if (run["experiment"], run["dataset"]) == (17, "cluttered"):
+        return run["variant"] == "0.02"
+    return (run["experiment"], None) in PILOTS or (run["experiment"], run["variant"]) in PILOTS
+
+
+def rank_settings(figure, runs, all_runs):
+    """How well a figure ranks the settings that go wrong above the others; returns their number and the `Ranking`.
+
+    A setting counts once, by the median of the figure and the mean chance of its runs, but for those of dead units.
+    """
+    settings = {}
+    for run in runs:
+        if not has_dead_units(run):
+            settings.setdefault(setting_of(run), []).append(run)
+    pairs = []
+    for alike in settings.values():
+        values = [value for value in map(figure, alike) if value is not None]
+        if values:
+            pairs.append((median(values), sum(chance(run, all_runs) for run in alike) / len(alike)))
+    return len(pairs), ranking(*zip(*pairs, strict=True)) if pairs else None

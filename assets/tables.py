@@ -231,40 +231,54 @@ def cures(runs):
     return markdown(columns, of_cures(runs))
 
 
-def zoomed_out_of(runs):
-    scales = [scale for scale in at_end(runs, "stn/scale") if scale is not None]
-    return f"{sum(scale > study.ZOOMED_OUT for scale in scales)} of {len(runs)}"
+# ---------------------------------------------------------------------------------------------------------------- drift
 
 
-def rates(runs):
-    """What became of experiment 17's runs, of 20 epochs, by the localization net's learning rate."""
+def band_of(run):
+    """Which of the three bands a run's drift lies in, by what was foretold of them."""
+    if study.drift_of(run) < study.LOW:
+        return f"under {study.LOW}"
+    return "between" if study.drift_of(run) <= study.HIGH else f"over {study.HIGH}"
+
+
+def foretold(runs):
+    """What became of the runs that recorded drift, by its band and the optimizer, repeats of fewer epochs too."""
+    rows = {}
+    for run in sorted(study.with_drift(runs), key=study.drift_of):
+        rows.setdefault((band_of(run), study.optimizer_kind(run)), []).append(run)
     columns = [
-        ("digits", lambda seeds: digits_of(seeds[0]["dataset"])),
-        ("rate of the localization net", lambda seeds: float(seeds[0]["variant"])),
-        ("runs failed", failed_of),
-        ("zoomed out", zoomed_out_of),
-        ("scale after 20 epochs", lambda seeds: middle_and_range(at_end(seeds, "stn/scale"))),
-        ("inside after 20 epochs", lambda seeds: middle_and_range(at_end(seeds, "stn/inside"))),
-        ("spread after 20 epochs", lambda seeds: middle_and_range(at_end(seeds, "stn/spread"))),
-        ("accuracy, %, after 20 epochs", lambda seeds: middle_and_range(at_end(seeds, "test/accuracy"))),
+        ("drift", lambda alike: band_of(alike[0])),
+        ("optimizer", lambda alike: study.optimizer_kind(alike[0])),
+        ("runs", len),
+        ("failed", lambda alike: count_fate(alike, "failed")),
+        ("zoomed out", lambda alike: count_fate(alike, "zoomed out")),
+        ("one map", lambda alike: count_fate(alike, "one map")),
+        ("of them of dead units", lambda alike: sum(map(study.has_dead_units, alike))),
+        ("last", lambda alike: count_fate(alike, "lasts")),
+        ("expected to go wrong", lambda alike: fixed(sum(study.chance(run, runs) for run in alike), 1)),
     ]
-    return markdown(columns, [seeds for by_rate in study.by_rate(runs).values() for seeds in by_rate.values()])
+    return markdown(columns, rows.values())
 
 
-# ----------------------------------------------------------------------------------------------------- the limit
-
-DOSES = (26, 35)  # experiments, all leaky
-
-
-def optimizer_label(runs):
-    """The optimizer of runs with one learning rate, such as "SGD 0.01, momentum 0.9"."""
-    text = runs[0]["optimizer"].removesuffix(")")
-    return text.replace("(lr=", " ").replace("=", " ")
+def ranked(settings):
+    """Number of settings, and the area under the curve with its interval."""
+    count, found = settings
+    if found is None or math.isnan(found.area):
+        return f"{count}: -"
+    return f"{count}: {found.area:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
-def in_the_end(runs, tag):
-    """What each run has in its last epoch, also where it was stopped."""
-    return listed(fixed(run["history"][-1].get(tag)) for run in runs)
+def rivals(runs):
+    """How well drift and its rivals rank the settings that go wrong above those that last, those of pilots apart."""
+    recorded = study.with_drift(runs)
+    pilots = [run for run in recorded if study.is_of_pilots(run)]
+    others = [run for run in recorded if not study.is_of_pilots(run)]
+    columns = [("figure", str)]
+    for heading, group in (("settings of the pilots", pilots), ("others", others), ("all", recorded)):
+        columns.append(
+            (heading, lambda name, group=group: ranked(study.rank_settings(study.RIVALS[name], group, runs)))
+        )
+    return markdown(columns, study.RIVALS)
 
 
 def late_medians(runs, tag):
@@ -272,28 +286,62 @@ def late_medians(runs, tag):
     return [median_of(run["history"][10:20], tag) for run in runs]
 
 
-def two_figures(values):
-    return listed(None if value is None else f"{value:.2g}" for value in values)
+def in_the_end(runs, tag):
+    """What each run has in its last epoch, also where it was stopped."""
+    return listed(fixed(run["history"][-1].get(tag)) for run in runs)
 
 
-def dose(runs):
-    """Each limit of experiments 26 and 35: accuracy over epochs 11 to 20, and what the transformer does at the end."""
+def drift_dose(runs):
+    """Each target of a rate that follows the drift, experiment 37: accuracy over epochs 11 to 20, and the end."""
+    groups = study.group(standard_runs(37, runs))
     columns = [
-        ("optimizer", optimizer_label),
-        ("limit, pixels", lambda seeds: seeds[0]["max_motion"] or "none"),
-        ("runs failed", lambda seeds: count_fate(seeds, "failed")),
-        ("with one map", lambda seeds: count_fate(seeds, "one map")),
+        ("optimizer", lambda seeds: seeds[0]["variant"].partition("_")[0]),
+        ("target", lambda seeds: seeds[0]["drift"]),
+        ("drift", lambda seeds: listed(fixed(value, 3) for value in late_medians(seeds, "stn/drift"))),
+        ("failed", lambda seeds: count_fate(seeds, "failed")),
+        ("zoomed out", lambda seeds: count_fate(seeds, "zoomed out")),
+        ("one map", lambda seeds: count_fate(seeds, "one map")),
         (
             "accuracy in epochs 11 to 20, %, each seed",
             lambda seeds: listed(fixed(value, 1) for value in late_medians(seeds, "test/accuracy")),
         ),
         ("scale at the end", lambda seeds: in_the_end(seeds, "stn/scale")),
         ("spread", lambda seeds: in_the_end(seeds, "stn/spread")),
-        ("motion", lambda seeds: two_figures(late_medians(seeds, "stn/motion"))),
-        ("steps shortened", lambda seeds: two_figures(late_medians(seeds, "stn/limited"))),
         ("epochs to 90 %", lambda seeds: listed(first_epochs(seeds, 90))),
     ]
-    return markdown(columns, [seeds for experiment in DOSES for seeds in study.group(standard_runs(experiment, runs))])
+    return markdown(columns, sorted(groups, key=lambda seeds: (seeds[0]["optimizer"], seeds[0]["drift"])))
+
+
+COMPARED = (  # experiments and variants: a rate that follows the drift, that found by hand, and both lines
+    *((36, "adam"), (27, None), (7, None), (21, None), (41, None)),
+    *((36, "sgd"), (10, None), (24, None)),
+    *((36, "momentum"), (28, "0.0001"), (25, None)),
+    *((39, "adam"), (39, "sgd"), (30, "0.001"), (30, "leaky_limited")),
+    *((40, "daviddao"), (31, "daviddao"), (31, "daviddao_limited")),
+    *((40, "aicaffeinelife_leaky"), (31, "aicaffeinelife"), (31, "aicaffeinelife_leaky_limited")),
+)
+
+
+def accuracy_at(epoch, runs):
+    """The accuracy in percent after that epoch, of the runs that have it."""
+    reached = [run["history"][epoch - 1]["test/accuracy"] for run in runs if len(run["history"]) >= epoch]
+    return middle_and_range(reached, 1)
+
+
+def steered(runs):
+    """`DriftLR` beside the best rate found by hand and beside both lines."""
+    picked = [study.pick(runs, experiment=number, variant=variant) for number, variant in COMPARED]
+    columns = [
+        ("experiment", experiment_label),
+        ("runs failed", failed_or_one_map),
+        ("accuracy after 20 epochs, %", lambda seeds: accuracy_at(20, seeds)),
+        ("after 60", lambda seeds: accuracy_at(60, seeds)),
+        ("best", lambda seeds: middle_and_range(at_best(seeds, "test/accuracy"), 1)),
+        ("epochs to 80 %", lambda seeds: epochs_to(80, seeds)),
+        ("to 90 %", lambda seeds: epochs_to(90, seeds)),
+        ("epochs in all", lambda seeds: listed(dict.fromkeys(run["epochs"] for run in seeds))),
+    ]
+    return markdown(columns, [seeds for seeds in picked if seeds])
 
 
 # ------------------------------------------------------------------------------------------------- elsewhere, and speed
@@ -301,7 +349,7 @@ def dose(runs):
 
 def went_wrong(row):
     """Whether a network that is not ours is off the image, has zoomed out on plain digits, or one map on others."""
-    wrong = row["scale"] > study.ZOOMED_OUT if row["images"] == "plain" else row["spread"] < study.ONE_MAP
+    wrong = row["scale"] > study.FORMERLY_ZOOMED_OUT if row["images"] == "plain" else row["spread"] < study.ONE_MAP
     return wrong or study.off_the_image(row["inside"])
 
 
@@ -356,8 +404,9 @@ def speed(rows):
 def make_tables(assets=ASSETS):
     """Returns {marker: table in Markdown, ending in a newline} of the CSV files in a folder."""
     read = study.read_all(assets)
-    of_runs = (all_results, scale_creep, cures, rates, dose)
+    of_runs = (all_results, scale_creep, cures, drift_dose, steered)
     tables = {function.__name__: function(read.counted) for function in of_runs}
+    tables |= {"foretold": foretold(read.runs), "rivals": rivals(read.runs)}
     return tables | {"elsewhere": elsewhere(read.elsewhere), "speed": speed(read.speed)}
 
 

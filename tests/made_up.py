@@ -5,7 +5,7 @@ from common import summarize
 
 TAGS = ("train/loss", "test/loss", "test/accuracy", "stn/scale", "stn/inside", "stn/spread", "stn/active", "stn/motion")
 TAGS += ("stn/motion_max", "stn/limited", "train/grad_norm", "train/grad_norm_max", "train/clipped")
-TAGS += ("time/epoch_seconds",)
+TAGS += ("time/epoch_seconds", "stn/drift", "stn/drift_16", "stn/drift_256", "stn/rate")
 
 
 NEEDED_TAGS = ("train/loss", "test/accuracy", "stn/inside")  # by what says whether a run failed
@@ -43,7 +43,7 @@ def run(rows, experiment=1, seed=0, **columns):
     settings = {"experiment": experiment, "variant": None, "dataset": "cluttered", "digits": "full", "limit": 60000}
     settings |= {"seed": seed, "mean": 0.1307, "std": 0.3081, "fill": 0, "transformer": "SpatialTransformer"}
     settings |= {"optimizer": "SGD(lr=0.01)", "max_grad_norm": None, "batch_size": 64}
-    settings |= {"max_motion": None, "scheduler": None, "penalty": None}
+    settings |= {"max_motion": None, "scheduler": None, "penalty": None, "drift": None}
     facts = dict.fromkeys(records.FACTS, "unknown") | {"title": "made up", "epochs": 100}
     return settings | facts | {"history": rows} | summarize(rows) | columns
 

@@ -89,64 +89,32 @@ def test_the_timeline_has_a_strip_a_run_of_the_cures_in_their_order(assets):
 # ----------------------------------------------------------------------------------------------------- the two failures
 
 
-def test_the_dose_has_a_point_a_seed_open_where_it_failed(assets):
-    def dosed(pixels, seed, accuracy, last=FINE):
-        rows = [row | {"test/accuracy": accuracy} for row in history(*[FINE] * 19, last)]
-        return whole(rows, 26, seed=seed, variant=str(pixels or "unlimited"), max_motion=pixels)
+def test_each_run_that_recorded_drift_is_a_point_at_what_became_of_it(assets):
+    def drifting(drift, *ends, experiment=1, **columns):
+        rows = [row | {"stn/drift": drift, "stn/motion": 1.0} for row in history(*[FINE] * 49, *ends)]
+        return whole(rows, experiment, epochs=len(rows), **columns)
 
-    records.write_runs([dosed(0.1, 0, 94), dosed(0.1, 1, 92), dosed(3, 0, 80), dosed(None, 0, 11, OFF)], assets)
-    axes = figures.dose(read_all(assets)).axes[0]
-    points = [line for line in axes.lines if len(line.get_xdata())]
-    assert [round(line.get_xdata()[0]) for line in points] == [0, 0, 1, 2]
-    assert [line.get_ydata()[0] for line in points] == [94, 92, 80, 11]
-    assert [line.get_markerfacecolor() == "none" for line in points] == [False] * 3 + [True]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.1", "3", "none"]
-
-
-# ---------------------------------------------------------------------------------------------------------------- rates
-
-
-def test_scale_over_the_rate_has_a_point_a_seed_and_those_off_the_image_at_the_edge(assets):
-    last = {0.001: (0.8, 0.9, 1.0), 0.01: (1.2, 1.4, None), 0.1: (1.9, None, None)}  # scale, or off the image
-    runs = [
-        whole(history(FINE, OFF if scale is None else (1.0, scale, 0.9, 0.3)), 17, variant=str(rate), seed=seed)
-        for rate, scales in last.items()
-        for seed, scale in enumerate(scales)
-    ]
+    runs = [drifting(0.03, FINE), drifting(0.2, OFF, seed=1), drifting(0.06, FINE, dataset="mnist")]
+    runs.append(whole([row | {"stn/drift": 0.01} for row in history(*[FINE] * 20)], 36, epochs=20))
     records.write_runs(runs, assets)
-    axes = axes_of(figures.rates(read_all(assets)), "scale after the last epoch")
-    *points, (xs, medians) = lines(axes, figures.BLUE)
-    assert [ys for _, ys in points] == [[0.8, 0.9, 1.0], [1.2, 1.4], [1.9]]
-    assert medians == pytest.approx([0.9, 1.4, np.nan], nan_ok=True)  # off the image is larger than any scale
-    assert [ys for _, ys in lines(axes, "#000000")] == [[1], [1, 1]]  # of the height of the axes
-    assert xs == [0.001, 0.01, 0.1]
-
-
-def test_each_data_set_has_a_curve_beside_the_others_those_that_nobody_knows_as_well(assets):
-    datasets = ("cluttered", "fashion", "mnist")
-    runs = [whole(history(row), 17, variant="0.1", dataset=dataset) for dataset in datasets for row in (FINE,)]
-    runs.append(whole(history(OFF), 17, variant="0.2", dataset="fashion"))
-    records.write_runs(runs, assets)
-    axes = axes_of(figures.rates(read_all(assets)), "scale after the last epoch")
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["plain digits, 28 x 28", "cluttered digits, 60 x 60", "fashion digits"]
-    medians = [xs[0] for color, _ in figures.CURVES for xs, _ in lines(axes, color.upper())[-1:]]
-    assert medians == pytest.approx([0.082, 0.1, 0.118])
-    assert [ys for _, ys in lines(axes, "#000000")] == [[0.9]]
+    axes = figures.drift(read_all(assets)).axes[0]
+    found = {round(line.get_xdata()[0], 4): line for line in axes.lines if len(line.get_xdata()) == 1}
+    assert set(found) == {0.03, 0.2, 0.06, 0.01}
+    assert [round(found[drift].get_ydata()[0]) for drift in (0.03, 0.2, 0.06, 0.01)] == [0, 3, 0, 0]
+    assert [found[drift].get_marker() for drift in (0.03, 0.06)] == ["o", "s"]
+    assert [found[drift].get_markerfacecolor() == "none" for drift in (0.03, 0.2, 0.01)] == [False, False, True]
+    assert {line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2} == {0.05, 0.085}
 
 
 # ----------------------------------------------------------------------------------------------------------------- main
 
 
-@pytest.mark.parametrize("tag", ["stn/scale", "stn/spread"])
+@pytest.mark.parametrize("tag", ["stn/scale", "stn/spread", "stn/motion"])
 def test_older_runs_that_lack_a_scalar_are_drawn_beside_newer_ones(tag):
     runs = [whole(history(*[FINE] * 20), experiment) for experiment in (1, 2, 21, 22)]
-    runs.append(whole(history(*[FINE] * 20, OFF), 19, collapsed=21, failed=21))
-    runs += [whole(history(*[FINE] * 20), 26, variant=variant) for variant in ("0.03", "unlimited")]
-    runs += [whole(history(FINE), 17, variant=rate) for rate in ("0.1", "0.2")]
     older = [other | {"seed": 1, "history": without(other["history"], tag)} for other in runs]
-    read = SimpleNamespace(counted=runs + older)
-    for draw in (figures.timeline, figures.dose, figures.rates):
+    read = SimpleNamespace(runs=runs + older, counted=runs + older)
+    for draw in (figures.timeline, figures.drift):
         draw(read).savefig(io.BytesIO())
 
 

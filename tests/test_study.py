@@ -33,14 +33,6 @@ def test_a_repeat_over_fewer_epochs_is_left_out_and_a_run_that_was_stopped_is_no
     assert [(r["experiment"], r["seed"]) for r in kept] == [(1, 0), (1, 1), (2, 0)]
 
 
-def test_the_variants_of_experiment_17_are_rates():
-    runs = [run(LASTS, 17, seed, variant=variant) for variant in ("0.1", "0.02") for seed in (0, 1)]
-    runs += [run(LASTS, 17, variant="0.02", dataset="mnist"), run(LASTS, 17, variant="0.02", limit=600)]
-    found = study.by_rate([*runs, run(LASTS, 26, variant="0.02")])
-    assert list(found) == ["mnist", "cluttered"] and list(found["cluttered"]) == [0.02, 0.1]
-    assert found["cluttered"][0.02] == runs[2:4] and found["mnist"][0.02] == [runs[4]]
-
-
 # --------------------------------------------------------------------------------------------- what became of a run
 
 RISING = [(2.0, 10.0 * i, 0.9) for i in range(1, 11)]  # 50 % in epoch 5
@@ -71,37 +63,85 @@ def test_of_a_run_that_fails_before_it_has_those_it_is_that_of_the_last_five_bef
     assert study.judged_median(run(history(*[OFF] * 100)), "stn/motion") is None  # failed in epoch 1
 
 
-def test_the_localization_nets_rate_is_read_from_the_optimizer():
-    rates = {
-        "SGD(lr=0.01)": 0.01,
-        "SGD(lr=0.0003, momentum=0.9 on stn; lr=0.01, momentum=0.9 on classifier)": 0.0003,
-        "SGD(lr=0.01 on classifier; lr=0.002 on stn)": 0.002,
-        "SGD(lr=0.0009 on stn.localization.0.weight, classifier.0.weight; lr=0.01 on stn.fc_loc)": 0.01,
-    }
-    assert {optimizer: study.localization_rate(optimizer) for optimizer in rates} == rates
+def ending(rows, epochs=3, **scalars):
+    """The rows, with these scalars in the last epochs."""
+    scalars = {f"stn/{name}": value for name, value in scalars.items()}
+    return [*rows[:-epochs], *(row | scalars for row in rows[-epochs:])]
 
 
 def test_what_became_of_a_run():
-    last = [{"stn/spread": 0.009}] * 3
-    one_map = [*LASTS[:97], *(row | spread for row, spread in zip(LASTS[97:], last, strict=True))]
-    almost = [*one_map[:97], one_map[97] | {"stn/spread": 0.011}, *one_map[98:]]
-    out = [*LASTS[:99], LASTS[99] | {"stn/scale": 1.11}]
+    one_map = ending(LASTS, spread=0.009)
     assert study.fate(run(LASTS)) == "lasts" and study.fate(run(LOSES)) == "failed"
-    assert study.fate(run(one_map)) == "one map" and study.fate(run(almost)) == "lasts"
+    assert study.fate(run(one_map)) == "one map" and study.fate(run(ending(one_map, 1, spread=0.011))) == "lasts"
     assert study.fate(run(one_map, dataset="mnist")) == "lasts"  # plain digits need no following
-    assert study.fate(run(out, dataset="mnist")) == "zoomed out" and study.fate(run(out)) == "lasts"
+    for dataset in ("mnist", "cluttered"):
+        assert study.fate(run(ending(LASTS, 1, scale=1.26), dataset=dataset)) == "zoomed out"
+        assert study.fate(run(ending(LASTS, 1, scale=1.25), dataset=dataset)) == "lasts"
     late = run(history(*[WELL] * 120, *[OFF] * 30))
     assert late["failed"] == 121 and study.fate(late) == "lasts"  # within 100 epochs
 
 
-def test_of_a_short_run_that_did_not_fail_its_settings_share_counts():
+def test_one_map_of_dead_units_is_told_apart():
+    dead, alive = (run(ending(LASTS, spread=0.009, active=active)) for active in (0.049, 0.05))
+    assert study.has_dead_units(dead) and not study.went_wrong(dead)
+    assert not study.has_dead_units(alive) and study.went_wrong(alive)
+    unknown = run(without(ending(LASTS, spread=0.009), "stn/active"))
+    assert not study.has_dead_units(unknown) and study.went_wrong(unknown)
+    assert not study.has_dead_units(run(ending(LASTS, active=0.0)))  # as far as can be seen, it follows
+
+
+def test_of_a_short_run_that_did_not_go_wrong_its_settings_share_counts():
     longer = [run(LASTS, seed=0), run(LOSES, seed=1), run(LOSES, seed=2), run(LOSES, seed=3)]
     short = run(LASTS[:20], experiment=17, variant="0.01", epochs=20)
     other = run(LOSES, seed=4, max_motion=0.1)  # of another setting
-    assert study.failure_chance(short, [*longer, short, other]) == 0.75
-    assert study.failure_chance(short, [short, other]) == 0
+    assert study.chance(short, [*longer, short, other]) == 0.75
+    assert study.chance(short, [short, other]) == 0
     failed = run(history(*[WELL] * 9, *[OFF] * 11), experiment=17, epochs=20)
-    assert study.failure_chance(failed, [*longer, failed]) == 1 and study.failure_chance(longer[0], longer) == 0
+    assert study.chance(failed, [*longer, failed]) == 1 and study.chance(longer[0], longer) == 0
+
+
+def test_the_rivals_of_drift_have_their_units():
+    scalars = {"stn/drift": 0.06, "stn/scale": 0.5, "stn/motion": 0.3, "stn/motion_max": 4.0, "stn/rate": 0.01}
+    made = run(history(*[WELL] * 10, **scalars, **{"train/grad_norm": 20.0, "stn/drift_16": 0.02}))
+    made["history"][8]["stn/motion_max"] = 7.0  # after the five epochs that count elsewhere
+    found = {name: figure(made) for name, figure in study.RIVALS.items()}
+    assert found == {
+        "drift over 64 steps": 0.06,
+        "drift over 16 steps": 0.02,
+        "drift over 256 steps": 0.8,
+        "drift, pixels": pytest.approx(0.06 * 30),
+        "step, pixels": 0.3,
+        "step, of the region": pytest.approx(0.01),
+        "largest step, pixels": 7.0,
+        "step / (1 - momentum or beta1)": 0.3,
+        "learning rate x gradient norm": pytest.approx(0.2),
+        "learning rate": 0.01,
+    }
+    for optimizer in ("Adam(lr=0.001)", "SGD(lr=0.01, momentum=0.9)"):
+        assert study.RIVALS["step / (1 - momentum or beta1)"](made | {"optimizer": optimizer}) == pytest.approx(3)
+    older = run(without(without(made["history"], "stn/motion"), "stn/motion_max"))
+    assert [name for name, figure in study.RIVALS.items() if figure(older) is None] == [*found][4:8]
+
+
+def test_settings_of_pilots_are_known_by_experiment_variant_and_digits():
+    pilots = [run(LASTS, 29), run(LASTS, 28, variant="0.0003"), run(LASTS, 35, variant="1")]
+    pilots += [run(LASTS, 17, variant=rate, dataset="mnist") for rate in ("0.01", "0.05")]
+    pilots += [run(LASTS, 17, variant="0.02")]
+    others = [run(LASTS, 9), run(LASTS, 35, variant="3"), run(LASTS, 17, variant="0.1", dataset="mnist")]
+    others += [run(LASTS, 17, variant="0.05"), run(LASTS, 30, variant="0.01")]
+    assert all(map(study.is_of_pilots, pilots)) and not any(map(study.is_of_pilots, others))
+
+
+def test_a_setting_counts_once_and_dead_units_not_at_all():
+    def drifting(drift, rows, seed=0, **columns):
+        return run([row | {"stn/drift": drift} for row in rows], seed=seed, **columns)
+
+    low = [drifting(drift, LASTS, seed) for seed, drift in enumerate((0.01, 0.02, 0.03))]
+    high = [drifting(0.1, LOSES, mean=0), drifting(0.3, LASTS, 1, mean=0, experiment=2)]
+    dead = drifting(0.001, ending(LASTS, spread=0.0, active=0.0), std=1)
+    count, found = study.rank_settings(study.drift_of, [*low, *high, dead], [*low, *high, dead])
+    assert count == 2 and found.area == pytest.approx(5 / 6)  # 0.02 lasts; 0.2 goes wrong in one of two, beside itself
+    assert study.rank_settings(study.drift_of, [], []) == (0, None)
 
 
 def test_ranking_is_the_area_under_the_curve():

@@ -96,56 +96,72 @@ def test_epochs_to_an_accuracy_are_a_median_over_all_runs():
     assert [tables.epochs_to(90, some) for some in (runs, runs + never[:2], runs + never)] == ["4", "9", None]
 
 
-def test_rates_count_the_runs_that_failed_and_that_zoomed_out():
-    def ends(scale):
-        return history(*[WELL] * 20, **{"stn/scale": scale})
+def drifting(measured, rows, experiment=1, seed=0, **columns):
+    return run([row | {"stn/drift": measured} for row in rows], experiment, seed, **columns)
 
-    runs = [run(ends(0.9), 17, 0, variant="0.01", epochs=20), run(ends(0.8), 17, 1, variant="0.01", epochs=20)]
-    runs += [run(ends(1.05), 17, 0, variant="0.05", epochs=20), run(ends(1.2), 17, 1, variant="0.05", epochs=20)]
-    runs.append(run(fails_in(3, of=20), 17, 0, variant="0.1", epochs=20))
-    cells = rows(tables.rates([single | {"dataset": "mnist"} for single in runs] + runs[:1]))
-    assert [line[:5] for line in cells] == [
-        ["plain", "0.01", "0 of 2", "0 of 2", "0.85 (0.80 to 0.90)"],
-        ["plain", "0.05", "0 of 2", "1 of 2", "1.12 (1.05 to 1.20)"],
-        ["plain", "0.1", "1 of 1", "0 of 1", "0.80"],
-        ["cluttered", "0.01", "0 of 1", "0 of 1", "0.90"],
+
+def test_what_was_foretold_is_counted_by_band_and_optimizer():
+    adam = {"optimizer": "Adam(lr=0.001)"}
+    one_map = [row | {"stn/spread": 0.0, "stn/active": 0.01} for row in LASTS]
+    zoomed_out = [row | {"stn/scale": 1.3} for row in LASTS]
+    runs = [drifting(0.086, LOSES), drifting(0.2, zoomed_out, 2), drifting(0.085, LASTS, 3), drifting(0.05, LASTS, 4)]
+    runs += [drifting(0.049, LASTS, 5), drifting(0.001, one_map, 6, **adam), drifting(0.3, LASTS[:20], epochs=20)]
+    runs.append(run(without(LASTS, "stn/drift"), seed=9))
+    assert rows(tables.foretold(runs)) == [
+        ["under 0.05", "Adam", "1", "0 of 1", "0 of 1", "1 of 1", "1", "0 of 1", "0.0"],
+        ["under 0.05", "SGD", "1", "0 of 1", "0 of 1", "0 of 1", "0", "1 of 1", "0.0"],
+        ["between", "SGD", "2", "0 of 2", "0 of 2", "0 of 2", "0", "2 of 2", "0.0"],
+        ["over 0.085", "SGD", "3", "1 of 3", "1 of 3", "0 of 3", "0", "1 of 3", "2.3"],
     ]
 
 
-def test_the_table_of_doses_counts_what_its_runs_did():
-    columns = {"experiment": 26, "epochs": 20, "optimizer": "Adam(lr=0.001)"}
-    limited = [row | {"stn/motion": 0.1} for row in LASTS[:20]]
-    doses = [run(limited, variant="0.1", seed=seed, max_motion=0.1, **columns) for seed in (0, 1)]
-    doses += [run(LASTS[:20], variant="unlimited", **columns)]
-    bounded, free = rows(tables.dose(doses))
-    assert bounded[:5] == ["Adam 0.001", "0.1", "0 of 2", "0 of 2", "90.0, 90.0"] and bounded[7] == "0.1, 0.1"
-    assert free[1] == "none"
+def test_rivals_rank_settings_of_pilots_and_others_apart():
+    runs = [drifting(0.1, LOSES, 29, mean=0), drifting(0.01, LASTS, 29), drifting(0.02, LASTS, 35, std=1, variant="3")]
+    cells = {line[0]: line[1:] for line in rows(tables.rivals(runs))}
+    assert cells["drift over 64 steps"] == ["2: 1.00 (1.00 to 1.00)", "1: -", "3: 1.00 (1.00 to 1.00)"]
+    assert cells["drift over 16 steps"][0] == "2: 0.50 (0.50 to 0.50)"
+
+
+def test_the_dose_of_drift_has_a_row_a_target():
+    columns = {"experiment": 37, "epochs": 20}
+    doses = [drifting(0.03, LASTS[:20], seed=seed, variant="adam_0.035", drift=0.035, **columns) for seed in (0, 1)]
+    doses += [drifting(0.2, fails_in(3, of=20), variant="momentum_0.15", drift=0.15, **columns)]
+    low, high = rows(tables.drift_dose(doses))
+    assert low[:7] == ["adam", "0.035", "0.030, 0.030", "0 of 2", "0 of 2", "0 of 2", "90.0, 90.0"]
+    assert high[:4] == ["momentum", "0.15", "0.200", "1 of 1"]
+
+
+def test_steered_runs_stand_beside_the_best_rate_found_by_hand():
+    slow = history(*[(1.0, 85.0, 0.9)] * 19, *[WELL] * 41)
+    runs = [run(LASTS, 7), run(slow, 36, variant="adam", epochs=60), run(LASTS, 36, variant="other")]
+    cells = [[line[0], *line[2:]] for line in rows(tables.steered(runs))]
+    assert cells[0] == ["36: made up", "90.0", "90.0", "90.0", "1", "20", "60"]
+    assert [line[0] for line in cells] == ["36: made up", "7: made up"]
 
 
 @pytest.mark.parametrize("tag", OPTIONAL_TAGS)
 def test_what_older_runs_lack_is_a_dash_in_every_table(tag):
     older = without(LASTS, tag)
     runs = [run(older, experiment) for experiment in (1, 18)]
-    runs += [run(older, 17, variant="0.1", dataset=dataset) for dataset in ("cluttered", "mnist")]
-    runs += [run(older[:20], 26, variant="0.1", max_motion=0.1, epochs=20)]
+    runs += [run(older, 36, variant="adam"), run(older[:20], 37, variant="adam_0.1", drift=0.1, epochs=20)]
     whole = [other | {"history": LASTS[: other["epochs"]]} for other in runs]
-    for make in (tables.all_results, tables.scale_creep, tables.cures, tables.rates, tables.dose):
+    for make in (tables.all_results, tables.scale_creep, tables.cures, tables.drift_dose, tables.steered):
         lines, wanted = rows(make(runs)), rows(make(whole))
         assert len(lines) == len(wanted) > 0
         for cells, others in zip(lines, wanted, strict=True):
             assert all(cell in (other, "-") for cell, other in zip(cells, others, strict=True)), make
-    has_column = {"stn/scale": tables.scale_creep, "stn/spread": tables.all_results}
-    has_column |= {"stn/motion": tables.dose, "stn/limited": tables.dose}
+    has_column = {"stn/scale": tables.scale_creep, "stn/spread": tables.all_results, "stn/drift": tables.drift_dose}
     if tag in has_column:
-        assert "| - " in has_column[tag]([*runs[:2], runs[-1]])
+        assert "| - " in has_column[tag](runs)
+    assert tables.foretold(runs) and tables.rivals(runs)
 
 
 def test_a_data_set_that_nobody_knows_is_shown_and_its_digits_move_about():
     made = [run(LASTS, 17, variant="0.1", dataset=dataset) for dataset in ("fashion", "mnist", "cluttered")]
-    assert [line[0] for line in rows(tables.rates(made))] == ["plain", "cluttered", "fashion"]
     labels = ["17: made up", "17: made up, fashion digits", "17: made up, plain digits"]
     assert [line[0] for line in rows(tables.all_results(made))] == labels
-    one_map = history(*[WELL] * 100, **{"stn/spread": 0.001, "stn/scale": 1.2})
+    assert len(rows(tables.foretold(made))) == 1 and tables.rivals(made)
+    one_map = history(*[WELL] * 100, **{"stn/spread": 0.001, "stn/scale": 1.3})
     fates = [study.fate(run(one_map, dataset=dataset)) for dataset in ("fashion", "mnist", "enlarged")]
     assert fates == ["one map", "zoomed out", "one map"]
 
@@ -178,17 +194,16 @@ def committed():
 
 def test_every_committed_run_is_in_the_tables(committed):
     read = study.read_all(ROOT / "assets")
-    measured = {name: table for name, table in committed.items() if name != "speed" or read.speed}
-    assert all(table.endswith("|\n") and rows(table) for table in measured.values())
+    assert all(table.endswith("|\n") for table in committed.values())
     assert len(rows(committed["all_results"])) == len(study.group(read.runs))
 
 
 def test_a_new_run_in_the_csv_files_is_in_the_tables_with_no_other_change(tmp_path):
-    new = [run(LASTS, 9999), run(fails_in(9, of=50), 9999, 1, epochs=50), run(LASTS, 26, variant="unlimited")]
-    records.write_runs([*records.read_runs(), *(new_run | {"max_motion": 0.1} for new_run in new)], tmp_path)
+    new = [run(LASTS, 9999), run(fails_in(9, of=50), 9999, 1, epochs=50)]
+    records.write_runs([*records.read_runs(), *new], tmp_path)
     made = tables.make_tables(tmp_path)
     assert rows(made["all_results"])[-1][1:3] == ["0 of 1 (0 to 98 %)", "-"]  # the other is a repeat
-    assert made["rates"] == tables.rates(records.read_runs())
+    assert made["cures"] == tables.make_tables()["cures"]
 
 
 @pytest.mark.parametrize("page", PAGES)
