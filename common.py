@@ -98,7 +98,11 @@ def fetch_mnist(data_dir):
     raw = Path(data_dir, "MNIST", "raw")
     if all(check_integrity(raw / name, md5) for name, md5 in UNPACKED.items()):
         return  # nothing is written: the folder may be read-only
-    raw.mkdir(parents=True, exist_ok=True)
+    try:
+        raw.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"MNIST is not in {data_dir}, nor can be put there: give another --data-dir"
+        raise RunError(f"{problem} ({error})") from error
     socket.setdefaulttimeout(10)
     with tempfile.TemporaryDirectory(prefix=".download", dir=data_dir) as beside:
         fresh = Path(beside, "MNIST", "raw")
@@ -397,6 +401,10 @@ def make_network(experiment, device="cpu", images=None):
     model = stn.STNClassifier(dataset.side, experiment.fill, experiment.transformer, dataset.channels)
     model.to(device, memory_format=torch.channels_last)
     optimizer, scheduler, drift_lr = experiment.make_optimizer(model), None, None
+    try:
+        inspect.signature(optimizer.step).bind()
+    except TypeError as error:  # LBFGS
+        raise RunError(f"{type(optimizer).__name__}'s step has a {error}, which the loop here does not give") from error
     if experiment.make_scheduler:
         scheduler = experiment.make_scheduler(optimizer)
     if experiment.drift and images is not None:
@@ -411,6 +419,8 @@ def read_script(path):
 
 
 # ------------------------------------------------------------------------------------------------------- train and test
+
+torch.backends.cudnn.allow_tf32 = False  # so that processors differ by rounding alone; matrices have none by default
 
 if platform.libc_ver()[0] == "glibc":  # else it returns a step's tensors to the system, and faults them in in the next
     for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
@@ -450,6 +460,8 @@ def train(experiment, network, images, labels):
     batch, and the fraction that was shortened; `drift_figures` of the first 64 images; `localization_rate`.
     """
     model, optimizer = network.model.train(), network.optimizer
+    if hasattr(optimizer, "train"):  # of schedule-free optimizers, whose averaged weights are tested
+        optimizer.train()
     total, norms, motions, shortened = torch.zeros((), device=images.device), [], [], 0
     followed = experiment.normalize(images[:DRIFT_IMAGES])
     thetas = [predict_theta(model, followed)]
@@ -500,16 +512,18 @@ def limit(model, batch, pixels):
 def test(experiment, model, images, labels):
     """Returns loss, accuracy in percent, and the transformer's scale, inside, spread and active, of all images at once.
 
-    Active is the fraction of the localization net's last hidden units that are positive, over images and units.
+    Active is the fraction of the localization net's last hidden units that are positive, over images and units; None
+    where `theta` comes from no `nn.Linear`.
     """
     model.eval()
     outputs, active = [], []
-    last_layer = [module for module in model.stn.modules() if isinstance(module, nn.Linear)][-1]
-    hook = last_layer.register_forward_pre_hook(lambda _, inputs: active.append(inputs[0] > 0))
+    last_layer = [module for module in model.stn.modules() if isinstance(module, nn.Linear)][-1:]
+    hooks = [each.register_forward_pre_hook(lambda _, inputs: active.append(inputs[0] > 0)) for each in last_layer]
     for batch in map(experiment.normalize, images.split(BATCH_SIZE)):
         theta = model.stn.theta(batch)
         outputs.append((theta, model.classifier(model.stn.sample(batch, theta))))
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     theta, logits = map(torch.cat, zip(*outputs, strict=True))
     return {
         "test/loss": F.cross_entropy(logits, labels).item(),
@@ -517,7 +531,7 @@ def test(experiment, model, images, labels):
         "stn/scale": stn.scale(theta).item(),
         "stn/inside": stn.inside(theta).item(),
         "stn/spread": stn.spread(theta).item(),
-        "stn/active": torch.cat(active).float().mean().item() if active else None,  # None where theta is fixed
+        "stn/active": torch.cat(active).float().mean().item() if active else None,
     }
 
 
@@ -734,6 +748,14 @@ class RunFolder:
             raise RunError(f"{self.path} is another run's ({what}): put those back, or choose another --log-dir")
         self.settings["data"] = checksum
 
+    def note_end(self):
+        """Notes in run.json, which else is as it was written, to what end a finished run was asked to go."""
+        told = json.loads((self.path / "run.json").read_text())
+        epochs = max(self.facts["epochs"], len(self.history))
+        asked = {"epochs": epochs, "stop_on_collapse": self.facts["stop_on_collapse"]}
+        if told | asked != told:
+            write(self.path / "run.json", json.dumps(told | asked, indent=2).encode())
+
     def load(self, network):
         """Loads the checkpoint that `restore` found, if there is one, into a network."""
         if self.saved:
@@ -886,7 +908,10 @@ def run_epochs(folder, network, train_set, test_set, args):
     for epoch in trange(begun + 1, args.epochs + 1, initial=begun, total=args.epochs, unit="epoch", **BAR):
         torch.manual_seed(10_000 * experiment.seed + epoch)  # so that going on needs no random state
         started = time.perf_counter()
-        row = {"epoch": epoch} | train(experiment, network, *train_set) | test(experiment, network.model, *test_set)
+        row = {"epoch": epoch} | train(experiment, network, *train_set)
+        if hasattr(network.optimizer, "eval"):
+            network.optimizer.eval()
+        row |= test(experiment, network.model, *test_set)
         row["time/epoch_seconds"] = time.perf_counter() - started
         if not math.isfinite(row["train/loss"] + row["test/loss"]):
             raise RunError(f"the loss is not finite in epoch {epoch}; {folder.path} keeps everything up to then")
@@ -920,6 +945,7 @@ def run(folder, args):
         network = make_network(folder.experiment, args.device, train_set[0])
         folder.load(network)
         run_epochs(folder, network, train_set, test_set, args)
+    folder.note_end()
     end = {key.replace("_", " "): value for key, value in summarize(folder.history).items() if value is not None}
     say("finished: " + ", ".join(f"{key} {value:.4g}" for key, value in end.items()))
     logs = f"tensorboard --logdir {shlex.quote(args.log_dir)} {TENSORBOARD_OPTIONS}"

@@ -28,7 +28,7 @@ def parse_cell(column, text):
     if text == "" or column in TEXTS:
         return text or None
     try:
-        value = float(text)
+        value = float(text.replace(",", "."))  # a spreadsheet's
     except ValueError:
         return text
     return int(value) if value.is_integer() else value
@@ -45,8 +45,11 @@ def read_table(path):
     """Returns the rows of a CSV file as dicts, see `parse_cell`; none if there is no file."""
     if not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{column: parse_cell(column, text) for column, text in row.items()} for row in csv.DictReader(file)]
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        separator = ";" if ";" in file.readline().partition(",")[0] else ","  # as spreadsheets of some countries write
+        file.seek(0)
+        rows = csv.DictReader(file, delimiter=separator)
+        return [{column: parse_cell(column, text) for column, text in row.items()} for row in rows]
 
 
 def format_table(rows, columns=None):

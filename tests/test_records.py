@@ -99,6 +99,16 @@ def test_rows_replace_those_of_the_same_run_and_epoch_and_have_six_digits(tmp_pa
     assert records.read_table(path)[-1]["loss"] == 0.333333
 
 
+@pytest.mark.parametrize("written", ["\ufeff{}", "{}"])
+def test_files_that_a_spreadsheet_wrote_are_read(tmp_path, written):
+    path = tmp_path / "some.csv"
+    path.write_bytes(records.format_table([{"seed": 3, "title": "a, b", "loss": 0.5, "data": None}]))
+    wanted = records.read_table(path)
+    for text in ('seed,title,loss,data\n3,"a, b",0.5,\n', "seed;title;loss;data\r\n3;a, b;0,5;\r\n"):
+        path.write_text(written.format(text), encoding="utf-8")
+        assert records.read_table(path) == wanted
+
+
 def test_variants_are_texts_sorted_as_numbers_and_after_them_as_words(tmp_path):
     variants = [None, "0.001", "0.02", "3", "20", "large", "unlimited"]
     records.write_runs([run(LASTS, 26, variant=variant) for variant in reversed(variants)], tmp_path)

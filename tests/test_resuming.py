@@ -136,6 +136,17 @@ def test_a_finished_run_says_so_and_changes_nothing(stopped):
         assert files(stopped) == before
 
 
+def test_to_what_end_a_finished_run_was_asked_to_go_is_noted(stopped):
+    """Shortened, it is finished for what collects it as well; of another machine's facts nothing is noted."""
+    run_json = stopped / "run.json"
+    before = json.loads(run_json.read_text()) | {"epochs": 9, "cpu": "another"}
+    run_json.write_text(json.dumps(before))
+    assert run(stopped.parent, "--limit=384", "--epochs=3").code == 0
+    assert json.loads(run_json.read_text()) == before | {"epochs": 5}
+    assert run(stopped.parent, "--limit=384", "--epochs=3", "--stop-on-collapse").code == 0
+    assert json.loads(run_json.read_text()) == before | {"epochs": 5, "stop_on_collapse": True}
+
+
 def test_auto_digits_are_those_that_the_run_was_begun_with(whole_run, stopped):
     ended = run(stopped.parent, *SEVEN, "--digits=auto", "--data-dir=nowhere")
     assert ended.code == 0 and ended.err == "" and not Path("nowhere").exists()

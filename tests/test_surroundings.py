@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, experiment, finish, read_metrics, run, start, write_script
@@ -146,6 +147,94 @@ def test_a_device_needs_no_float64():
     with NoFloat64():
         common.train(limited, network, images[:128], labels[:128])
         common.test(limited, network.model, images[:128], labels[:128])
+
+
+def test_a_run_that_went_from_a_gpu_to_a_cpu_names_both(log_dir, monkeypatch):
+    """A made-up GPU."""
+    assert run(log_dir, *SHORT, "--epochs=1", before=lambda: pretend_gpu(monkeypatch)).code == 0
+    for epochs in (2, 3):
+        assert run(log_dir, *SHORT, f"--epochs={epochs}", "--device=cpu").code == 0
+    cpu = json.loads((log_dir / NAME / "run.json").read_text())["cpu"]
+    first, second = cpu.split(", then ")
+    assert first == f"made up, {second}"
+
+
+# --------------------------------------------------------------------------------------------- a user's own experiments
+
+OWN = """
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
+from stn import SpatialTransformer
+
+class NoLinear(SpatialTransformer):
+    def theta(self, images):
+        features = self.localization(images)
+        return features[:, :6, 0, 0].view(-1, 2, 3) + torch.eye(2, 3, device=images.device)
+
+class ScheduleFree(torch.optim.SGD):
+    mode = None
+    def train(self):
+        self.mode = "train"
+    def eval(self):
+        self.mode = "eval"
+    def step(self, closure=None):
+        assert self.mode == "train"
+        return super().step(closure)
+    def state_dict(self):
+        assert self.mode in (None, "eval")
+        return super().state_dict()
+
+run_experiment(title="own", mean=0.1307, std=0.3081, epochs=2, GIVEN)
+"""
+SGD = "make_optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)"
+WORKS = {
+    "one cycle": f"{SGD}, make_scheduler=lambda o: OneCycleLR(o, max_lr=0.1, total_steps=13)",
+    "cyclic": f"{SGD}, make_scheduler=lambda o: CyclicLR(o, 0.001, 0.1)",
+    "plateau": f"{SGD}, make_scheduler=lambda o: ReduceLROnPlateau(o, patience=0, threshold=9)",
+    "schedule-free": "make_optimizer=lambda model: ScheduleFree(model.parameters(), lr=0.01)",
+    "no linear layer": f"{SGD}, transformer=NoLinear",
+    "a classifier alone": "make_optimizer=lambda model: torch.optim.SGD(model.classifier.parameters(), lr=0.01)",
+}
+
+
+@pytest.mark.parametrize("given", WORKS)
+def test_optimizers_schedules_and_transformers_of_other_kinds_work(log_dir, tmp_path, given):
+    root = write_script(tmp_path / "scripts", OWN.replace("GIVEN", WORKS[given]))
+    for epochs in (1, 2):
+        ended = run(log_dir, *SHORT, f"--epochs={epochs}", root=root)
+        assert ended.code == 0 and ended.err == "", ended.err
+    metrics = read_metrics(log_dir / NAME)
+    (group,) = common.load_state(log_dir / NAME / "checkpoint.pt")["optimizer"]["param_groups"]
+    wanted = {"plateau": pytest.approx(1e-4), "one cycle": pytest.approx(4e-7, rel=1e-3)}  # after its last step but one
+    assert given not in wanted or group["lr"] == wanted[given]
+    assert np.isnan(metrics["stn/active"]).all() == (given == "no linear layer")
+    assert np.isnan(metrics["stn/rate"]).all() == (given == "a classifier alone")
+
+
+def test_an_optimizer_that_wants_a_closure_is_refused_in_a_line_before_training(log_dir, tmp_path):
+    given = "make_optimizer=lambda model: torch.optim.LBFGS(model.parameters())"
+    ended = run(log_dir, *SHORT, root=write_script(tmp_path / "scripts", OWN.replace("GIVEN", given)))
+    assert ended.code == 1 and ended.out == "" and ended.err.count("\n") == 1, ended.err
+    assert "LBFGS's step has a missing a required argument: 'closure'" in ended.err
+
+
+def test_where_the_data_folder_cannot_be_made_the_embedded_digits_are_taken(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert common.load_digits(tmp_path / "file" / "data")[2] == "embedded"
+    with pytest.raises(common.RunError, match="give another --data-dir"):
+        common.load_digits(tmp_path / "file" / "data", "full")
+
+
+def test_bare_pytest_finds_the_project_from_any_folder(tmp_path):
+    command = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    ended = shell(
+        f'{sys.executable} -P -c "{command}" --collect-only -q {ROOT}/tests/test_study.py', tmp_path, PYTHONPATH=""
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_a_call_without_a_script_is_a_line(tmp_path):
+    ended = shell(f"{sys.executable} -c 'from common import run_experiment; run_experiment(title=1)'", tmp_path)
+    assert ended.returncode == 1 and ended.stderr.count("\n") == 1 and "has to be called by a script" in ended.stderr
 
 
 # ----------------------------------------------------------------------------------------------- the pages and pictures
