@@ -37,6 +37,8 @@ def sides(size):
 
 @fx.wrap  # torch.fx takes such a function as a whole, and what is in it need not be traced
 def check_images(images, channels: int, height: int, width: int):
+    if not isinstance(images, torch.Tensor):
+        raise ValueError(f"images are a {type(images)}, but should be a tensor")
     if list(images.shape[1:]) != [channels, height, width]:
         raise ValueError(f"images are {list(images.shape)}, but should be [N, {channels}, {height}, {width}]")
 
@@ -64,12 +66,19 @@ def affine_grid(theta, height: int, width: int):
 
 
 class Regression(nn.Linear):
-    """The linear layer that `theta` comes from: zero weights and the identity's bias to begin with."""
+    """The linear layer that `theta` comes from: zero weights and the identity's bias to begin with.
+
+    An initialization of your own, of all linear layers, has to leave it out, or to call its `reset_parameters` last.
+    """
 
     def __init__(self, features):
         super().__init__(features, 6)
-        nn.init.zeros_(self.weight)
-        self.bias = nn.Parameter(torch.tensor([1.0, 0, 0, 0, 1, 0]))
+
+    @torch.no_grad()
+    def reset_parameters(self):
+        super().reset_parameters()  # which draws the random numbers that it always drew
+        self.weight.zero_()
+        self.bias.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]))
 
     def forward(self, features):
         return linear(features, self.weight, self.bias)
@@ -92,10 +101,10 @@ class SpatialTransformer(nn.Module):
     def __init__(self, in_size, out_size=28, fill=0.0, channels=1, slope=0.0):
         super().__init__()
         self.in_size, self.out_size, self.channels = sides(in_size), sides(out_size), int(channels)
-        values = torch.as_tensor(fill, dtype=torch.float32).view(-1, 1, 1)
+        values = torch.as_tensor(fill, dtype=torch.float32, device="cpu").clone().view(-1, 1, 1)
         if len(values) not in (1, channels) or not values.isfinite().all():
             raise ValueError(f"fill is {fill}, but should be a finite number, or one for each of {channels} channels")
-        self.register_buffer("fill", values, persistent=False)
+        self.register_buffer("fill", values)
         if min(self.in_size) < 18:
             raise ValueError(f"in_size is {in_size}, but the localization net needs images of at least 18 x 18 pixels")
         height, width = (((side - 6) // 2 - 4) // 2 for side in self.in_size)  # of the last feature map
@@ -110,6 +119,10 @@ class SpatialTransformer(nn.Module):
         )
         self.fc_loc = nn.Sequential(nn.Linear(10 * height * width, 32), activation(), Regression(32))
 
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        state_dict.setdefault(f"{prefix}fill", self.fill)  # of before it was kept
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def theta(self, images):
         """Predicts the affine maps (N, 2, 3) of the images (N, channels, height, width).
 
@@ -122,11 +135,14 @@ class SpatialTransformer(nn.Module):
         return self.fc_loc(self.localization(images).flatten(1)).view(-1, 2, 3)
 
     def sample(self, images, theta):
-        """Resamples images (N, C, H, W), of any range of values, with `theta` (N, 2, 3), to (N, C, *out_size)."""
+        """Resamples images (N, C, H, W), of any range of values, with `theta` (N, 2, 3), to (N, C, *out_size).
+
+        Of whole numbers it returns float32, since what lies between two pixels is none.
+        """
         grid = affine_grid(theta, *self.out_size)
         shifted = images - self.fill.to(grid.dtype)  # so that fill is 0; in the grid's precision if that is higher
         sampled = F.grid_sample(shifted, grid.to(shifted.dtype), align_corners=False)  # bilinearly
-        return (sampled + self.fill).to(images.dtype)
+        return (sampled + self.fill).to(torch.result_type(images, 0.5))
 
     def forward(self, images):
         """Resamples images (N, channels, *in_size) to (N, channels, *out_size)."""
