@@ -289,12 +289,14 @@ def describe_optimizer(optimizer, model):
 @cache
 def read_code(script):
     """The texts of a script and of what it imports from its folder, {path: text}, as they are when first asked for."""
-    folder = Path(script).parent
-    files = [Path(module.__file__) for module in sys.modules.values() if getattr(module, "__file__", None)]
-    imported = [file for file in files if file.is_relative_to(folder) and "site-packages" not in file.parts]
-    ours = {Path(module.__file__) for module in (stn, sys.modules[__name__])}
-    texts = {file.relative_to(folder): file for file in {Path(script), *imported} - ours}
-    return {str(path): texts[path].read_text(encoding="utf-8-sig") for path in sorted(texts)}
+    folder, files = Path(script).parent, {Path(script)}
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or "")
+        installed = "site-packages" in file.parts or name.partition(".")[0] in sys.stdlib_module_names
+        if file.suffix == ".py" and file.is_relative_to(folder) and not installed:
+            files.add(file)
+    files -= {Path(module.__file__) for module in (stn, sys.modules[__name__])}
+    return {str(file.relative_to(folder)): file.read_text(encoding="utf-8-sig") for file in sorted(files)}
 
 
 def is_run_experiment(node):
