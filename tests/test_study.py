@@ -29,8 +29,10 @@ def test_runs_that_differ_by_their_seed_alone_are_a_group():
 
 def test_a_repeat_over_fewer_epochs_is_left_out_and_a_run_that_was_stopped_is_not():
     runs = [run(LASTS), run(STOPPED, seed=1), run(LASTS[:30], seed=5, epochs=30), run(LASTS[:30], 2, epochs=30)]
-    kept = study.without_repeats(runs)
-    assert [(r["experiment"], r["seed"]) for r in kept] == [(1, 0), (1, 1), (2, 0)]
+    longer = run(LASTS * 2, seed=7, epochs=200)
+    kept = study.without_repeats([*runs, longer])
+    assert [(r["experiment"], r["seed"]) for r in kept] == [(1, 0), (1, 1), (1, 7), (2, 0)]
+    assert study.without_repeats([runs[0], longer]) == [longer]  # of as many of each, the longer
 
 
 # --------------------------------------------------------------------------------------------- what became of a run
