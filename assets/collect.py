@@ -7,7 +7,7 @@ runs with other settings go beside it as other seeds.
 from pathlib import Path
 
 from assets import ASSETS, Command
-from assets.records import difference, is_finished, read_folder, read_runs, run_key, write_runs
+from assets.records import difference, is_finished, read_folder, read_runs, run_key, six_digits, write_runs
 from common import RunError
 
 
@@ -17,6 +17,12 @@ def check_settings(folder, run, runs):
         if run_key(other)[:-1] == run_key(run)[:-1] and (differs := difference(run, other)):
             which = "that run" if run_key(other) == run_key(run) else f"seed {other['seed']} of that setting"
             raise RunError(f"{folder} has other settings than {which} in runs.csv ({differs}): nothing added")
+
+
+def same_numbers(run, before):
+    """Whether both have the same losses, as results.csv keeps them."""
+    losses = [[six_digits(row)["train/loss"] for row in each["history"]] for each in (run, before)]
+    return losses[0] == losses[1]
 
 
 def collect(log_dir, assets=ASSETS):
@@ -37,6 +43,8 @@ def collect(log_dir, assets=ASSETS):
             print(f"left out, not finished: {folder}, {run['epoch']} of {run['epochs']} epochs")
         elif run["epoch"] < before["epoch"]:
             print(f"left out, shorter: {folder}, {run['epoch']} epochs, of which runs.csv has {before['epoch']}")
+        elif run["epoch"] == before["epoch"] and not same_numbers(run, before):
+            print(f"left out, another run of the same name and length is in runs.csv, with other numbers: {folder}")
         else:
             runs[run_key(run)] = run
     write_runs(runs.values(), assets)

@@ -25,7 +25,7 @@ TEXTS = ("variant", "dataset", "digits", "transformer", "optimizer", "title", "c
 
 def parse_cell(column, text):
     """What a cell says: None if it is empty, a number (a whole one as int) unless the column is one of texts."""
-    if text == "" or column in TEXTS:
+    if not text or column in TEXTS:
         return text or None
     try:
         value = float(text.replace(",", "."))  # a spreadsheet's

@@ -102,6 +102,14 @@ def test_the_rate_never_exceeds_the_groups_own():
     assert rates == pytest.approx([0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.1, 0.1, 0.1], rel=1e-3)
 
 
+def test_where_the_groups_own_rate_has_fallen_the_rate_falls_from_there():
+    net, optimizer, schedule = steered(gain=1e-4)
+    windows(net, optimizer, schedule, 8)
+    assert schedule.rate > 1
+    optimizer.param_groups[0]["lr"], net.gain = 0.1, 1
+    assert windows(net, optimizer, schedule, 2)[1][1] == pytest.approx(0.1 / 4, rel=1e-3)
+
+
 SCHEDULES = {
     "cosine": lambda optimizer: CosineAnnealingLR(optimizer, T_max=9),
     "one cycle": lambda optimizer: OneCycleLR(optimizer, max_lr=2.0, total_steps=10, cycle_momentum=False),

@@ -253,6 +253,18 @@ def test_a_longer_run_replaces_the_shorter_and_never_the_other_way(whole_run, as
     assert f"left out, shorter: {short}, 4 epochs, of which runs.csv has 7" in capsys.readouterr().out
 
 
+def test_another_run_of_the_same_name_and_length_is_left_out_with_a_line(whole_run, assets, tmp_path, capsys):
+    collect.collect(whole_run.folder.parent, assets)
+    kept, folder = contents(assets), copy(whole_run, tmp_path)
+    loss = str(added(assets)[0]["history"][2]["train/loss"])[:6]
+    edit_metrics(folder, lambda _, cells, __: [cell.replace(loss, "2.0") for cell in cells])
+    collect.collect(folder.parent, assets)
+    assert contents(assets) == kept
+    assert f"left out, another run of the same name and length is in runs.csv, with other numbers: {folder}" in (
+        capsys.readouterr().out
+    )
+
+
 def test_an_epoch_that_run_json_does_not_know_of_yet_is_not_read(whole_run, assets, tmp_path):
     folder = copy(whole_run, tmp_path)
     edit(folder, epoch=6, epochs=6)  # it was killed between the two files
