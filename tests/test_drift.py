@@ -2,6 +2,7 @@
 
 import copy
 import math
+import multiprocessing as mp
 import pickle
 import warnings
 
@@ -385,3 +386,33 @@ def test_a_scaler_of_the_gradients_changes_nothing(fused):
             schedule.step()
         weights.append(torch.cat([weight.flatten() for weight in model.stn.parameters()]))
     assert torch.allclose(*weights, atol=1e-6) and schedule.rate > 0.004
+
+
+def train_in_one_of_two_processes(rank, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    net = nn.parallel.DistributedDataParallel(STNClassifier(28))
+    groups = [{"params": net.module.stn.parameters()}, {"params": net.module.classifier.parameters()}]
+    optimizer = torch.optim.Adam(groups, lr=0.01)
+    schedule = DriftLR(optimizer, net.module.stn.theta, IMAGES, every=2)
+    for _ in range(8):
+        optimizer.zero_grad()
+        F.cross_entropy(net(torch.rand(8, 1, 28, 28)), torch.randint(10, (8,))).backward()
+        optimizer.step()
+        schedule.step()
+    torch.save([schedule.state_dict(), net.module.state_dict()], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_that_train_one_network_together_stay_together(tmp_path):
+    processes = [
+        mp.get_context("fork").Process(target=train_in_one_of_two_processes, args=(i, tmp_path)) for i in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+    (schedule, net), (other_schedule, other_net) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(value, other_net[name]) for name, value in net.items())
+    assert schedule.pop("before").equal(other_schedule.pop("before")) and schedule == other_schedule
+    assert schedule["steps"] == 8 and schedule["rate"] > 1e-4

@@ -15,10 +15,10 @@ from conftest import ROOT, files, read_metrics, run, write_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+import common
+
 PLAIN = "--limit=384", "--dataset=mnist"
 NAME = "classification_experiment_1_mnist_limit384"
-SETTINGS = ("experiment", "variant", "mean", "std", "fill", "optimizer", "transformer", "max_grad_norm", "batch_size")
-SETTINGS += ("dataset", "digits", "limit", "seed", "max_motion", "scheduler", "penalty", "drift", "data")
 SHOWN = "scale", "inside", "spread", "active"
 
 
@@ -96,7 +96,7 @@ def test_tensorboard_lists_the_run_with_its_settings_and_what_it_compares_runs_b
     shown = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info.hparams
     shown = {name: getattr(value, value.WhichOneof("kind")) for name, value in shown.items()}
     told = json.loads((whole_run.folder / "run.json").read_text())
-    assert shown == {name: "none" if told[name] is None else told[name] for name in ("title", *SETTINGS)}
+    assert shown == {name: "none" if told[name] is None else told[name] for name in ("title", *common.SETTINGS)}
     metrics = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment.metric_infos
     wanted = {"outcome/best_accuracy", "outcome/failed_in_epoch", "stn/scale"}
     assert {metric.name.tag for metric in metrics} == wanted
