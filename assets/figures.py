@@ -199,13 +199,13 @@ SIZES = {28: "s", 60: "o", 120: "^"}  # marker by the images' side
 
 
 def draw_fates(axes, runs, figure):
-    """A point a run: what became of it over one of its figures; hollow if it was too short to tell."""
+    """A point a run: what became of it over one of its figures; hollow if that was seen for under 100 epochs."""
     jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(runs))
     for run, shift in zip(runs, jitter, strict=True):
         if figure(run) is None:
             continue
         color, place = OPTIMIZERS[study.optimizer_kind(run)], FATES.index(study.fate(run))
-        filled = place > 0 or len(run["history"]) >= study.LONG
+        filled = place > 0 or run["epochs"] >= study.HORIZON
         marker = SIZES.get(study.side_of(run["dataset"]), "D")
         style = {
             "color": color,
@@ -236,7 +236,7 @@ def drift(read):
     for side, marker in SIZES.items():
         handles.append(Line2D([], [], color="grey", marker=marker, linewidth=0, label=f"{side} x {side}"))
     hollow = {"color": "grey", "markerfacecolor": "none", "marker": "o", "linewidth": 0}
-    handles.append(Line2D([], [], **hollow, label=f"under {study.LONG} epochs"))
+    handles.append(Line2D([], [], **hollow, label=f"under {study.HORIZON} epochs"))
     figure.legend(handles=handles, loc="outside upper center", ncols=4)
     return figure
 

@@ -113,7 +113,7 @@ ZOOMED_OUT = 1.25  # scale over which a run has zoomed out at its end
 FORMERLY_ZOOMED_OUT = 1.1  # on digits that stand still, in the rounds before
 DEAD = 0.05  # fraction of active units under which one map is one of dead units
 LOW, HIGH = 0.05, 0.085  # drift under the one was foretold to do no harm, over the other to do it
-LONG = 40  # epochs from which on what became of a run is its own; of a shorter one that did not fail, its setting's
+HORIZON = 100  # epochs within which it was foretold
 
 
 def median_of(rows, tag):
@@ -142,7 +142,7 @@ def judged_median(run, tag):
 
 def fate(run):
     """What became of a run within 100 epochs: "failed", "one map", "zoomed out" or "lasts"."""
-    if run["failed"] and run["failed"] <= 100:
+    if run["failed"] and run["failed"] <= HORIZON:
         return "failed"
     last = run["history"][-3:]
     spreads = [row.get("stn/spread") for row in last]
@@ -169,14 +169,13 @@ def setting_of(run):
 
 
 def chance(run, runs):
-    """0 or 1, whether a run went wrong; where it is short and did not, the share of its setting's longer runs."""
+    """0 or 1, whether a run went wrong; where it did not, the share of its setting's runs of more epochs that did."""
     if went_wrong(run):
         return 1
-    alike = [other for other in runs if setting_of(other) == setting_of(run)]
-    longer = [went_wrong(other) for other in alike if len(other["history"]) >= LONG]
-    if len(run["history"]) >= LONG or not longer:
+    longer = [other for other in runs if setting_of(other) == setting_of(run) and other["epochs"] > run["epochs"]]
+    if run["epochs"] >= HORIZON or not longer:
         return 0
-    return longer.count(True) / len(longer)
+    return sum(map(went_wrong, longer)) / len(longer)
 
 
 class Ranking(NamedTuple):

@@ -159,7 +159,7 @@ def scale_changes(runs):
 
 def scale_creep(runs):
     """Whether the transformers of the runs that lasted zoom in or out after the first 30 epochs."""
-    lasted = [run for run in not_stopped(runs) if run["failed"] is None and len(run["history"]) >= study.LONG]
+    lasted = [run for run in not_stopped(runs) if run["failed"] is None and len(run["history"]) >= 40]
     columns = [
         ("experiment", experiment_label),
         ("runs that lasted", len),

@@ -93,7 +93,7 @@ def test_one_map_of_dead_units_is_told_apart():
 
 
 def test_of_a_short_run_that_did_not_go_wrong_its_settings_share_counts():
-    longer = [run(LASTS, seed=0), run(LOSES, seed=1), run(LOSES, seed=2), run(LOSES, seed=3)]
+    longer = [run(LASTS, seed=0), run(LOSES, seed=1), run(LOSES, seed=2), run(STOPPED, seed=3)]
     short = run(LASTS[:20], experiment=17, variant="0.01", epochs=20)
     other = run(LOSES, seed=4, max_motion=0.1)  # of another setting
     assert study.chance(short, [*longer, short, other]) == 0.75
