@@ -396,7 +396,7 @@ def check_limit(images, parameters, modules, pixels):
     if not pixels > 0:
         raise ValueError(f"pixels is {pixels}, but should be over 0")
     if not parameters:
-        raise ValueError(f"modules are {modules}, but should be the localization net's, which have parameters")
+        raise ValueError(f"modules are {modules}, but should be the localization net's, which are trained")
     if images.dim() != 4 or len(images) == 0:
         raise ValueError(f"images are {list(images.shape)}, but should be [N, channels, height, width] with N over 0")
 
@@ -428,17 +428,24 @@ def limit_motion(predict, images, modules, pixels=0.1):
     would be without: other weights, buffers, gradients, the optimizer's state, random numbers, train and eval mode.
     Around `scaler.step(optimizer)` gradients need not be unscaled, and a step that it skips has a motion of 0.
 
+    The parameters have to be the only copy of the weights: not with an optimizer that keeps others (schedule-free ones,
+    float32 masters of bfloat16 weights). Around the second step of SAM it limits the way from where the first has led.
+    An average of the weights is to be taken after the block, not in a hook of the step. With batch normalization the
+    limit holds in eval mode; by the statistics of a batch, steps of up to eight times as many pixels were measured.
+
     Yields an object that has, after the step, `motion`, a scalar tensor in pixels, and `kept`, the fraction of the step
-    that is left. Raises ValueError if an argument is not as below, or `theta` depends on more than the modules.
+    that is left. Raises ValueError if an argument is not as below, `theta` is not finite before the step (an image of
+    nan), or depends on more than the modules.
 
     Args:
         predict: function of images that returns their `theta` (N, 2, 3), such as `SpatialTransformer.theta`.
         images: (N, C, H, W), some of those of the step, the same in all processes that train one network together.
-        modules: the whole localization net, a module or several; in eval mode while `theta` is predicted.
+        modules: the whole localization net, a module or several, of which what is trained is shortened; in eval mode
+            while `theta` is predicted.
         pixels: of the images, over 0; `math.inf` measures and limits nothing.
     """
     net = nn.ModuleList([modules] if isinstance(modules, nn.Module) else modules)
-    parameters = list(net.parameters())
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     check_limit(images, parameters, modules, pixels)
     if images.is_floating_point():
         images = images.to(parameters[0].dtype)  # they may be half of it under autocast
@@ -451,6 +458,8 @@ def limit_motion(predict, images, modules, pixels=0.1):
         return motion(before, theta(), images.shape[2:])
 
     before, old = theta(), [parameter.detach().clone() for parameter in parameters]
+    if not before.isfinite().all():
+        raise ValueError("theta is not finite before the step: leave out the images that it is not finite of")
     step = SimpleNamespace(motion=None, kept=1.0)
     yield step
     step.motion = moved()

@@ -289,3 +289,22 @@ def test_the_recipe_of_the_modules_docstring_limits_a_step():
     descend(names["model"], optimizer, images, torch.arange(20) % 10)
     exec("\n".join(recipe[2:]), names)
     assert 0 < names["step"].motion <= 0.1 and names["step"].kept < 1
+
+
+def test_only_what_is_trained_is_shortened_beside_weights_of_eight_bits():
+    torch.manual_seed(0)
+    model = ours()
+    model.stn.scales = nn.Parameter(torch.full((3,), 7, dtype=torch.int8), requires_grad=False)
+    images, labels = next(batches(1))
+    descend(model, optimizer := torch.optim.SGD(model.parameters(), lr=1.0), images, labels)
+    with limit(model, images, 0.01) as step:
+        optimizer.step()
+    assert 0 < step.kept < 1 and step.motion <= 0.01 and model.stn.scales.tolist() == [7, 7, 7]
+
+
+def test_an_image_of_nan_is_an_error_before_the_step():
+    model = ours()
+    images, _ = next(batches(1))
+    images[3] = math.nan
+    with pytest.raises(ValueError, match="leave out the images"), limit(model, images):
+        raise AssertionError("the step")
