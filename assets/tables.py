@@ -370,6 +370,7 @@ def elsewhere(rows):
         ("scale", lambda seeds: listed(fixed(row["scale"]) for row in seeds)),
         ("inside", lambda seeds: listed(fixed(row["inside"]) for row in seeds)),
         ("spread", lambda seeds: listed(fixed(row["spread"], 3) for row in seeds)),
+        ("drift", lambda seeds: listed(fixed(row.get("drift"), 3) for row in seeds)),
         ("off the image, zoomed out or one map", lambda seeds: f"{sum(map(went_wrong, seeds))} of {len(seeds)}"),
     ]
     return markdown(columns, [[seeds[seed] for seed in sorted(seeds)] for seeds in ordered])

@@ -196,17 +196,20 @@ def test_runs_that_the_file_has_are_not_made_again(digits, tmp_path, monkeypatch
         made.append((setting.network, lines, seed))
         names = {"network": setting.network, "optimizer": setting.optimizer, "lines": lines, "seed": seed}
         pixels = elsewhere.LIMIT if lines == "both" else None
-        return [names | {"pixels": pixels, "step": step, "accuracy": 12.3456789} for step in (1, 2)]
+        return [names | {"pixels": pixels, "step": step, "accuracy": 12.3456789, "drift": 0.1} for step in (1, 2)]
 
     monkeypatch.setattr(elsewhere, "train", train)
     monkeypatch.setattr(elsewhere, "LOADERS", {"plain": lambda data_dir: (), "coloured": lambda data_dir: ()})
     path = tmp_path / "elsewhere.csv"
+    older = {"network": "normalized", "optimizer": "Adam 0.001", "lines": "both", "seed": 0, "step": 1}
+    path.write_bytes(records.format_table([older, older | {"seed": 9}]))
     arguments = {"only": "normalized", "data_dir": "nowhere", "path": path}
     elsewhere.add_runs(1, lines=["neither", "both"], **arguments)
     elsewhere.add_runs(2, lines=["neither", "both"], **arguments)
     assert made == [("normalized", lines, seed) for seed in (0, 1) for lines in ("neither", "both")]
-    found = records.read_table(path)
-    assert len(found) == 8 and found[0]["accuracy"] == 12.3457 and [row["pixels"] for row in found[:4:2]] == [None, 0.1]
+    older, *found = records.read_table(path)
+    assert older["seed"] == 9 and len(found) == 8  # of the other, made before there was drift, nothing is left
+    assert found[0]["accuracy"] == 12.3457 and [row["pixels"] for row in found[:4:2]] == [None, 0.1]
 
 
 # ---------------------------------------------------------------------------------------------------------------- speed
@@ -291,9 +294,9 @@ def end(lines, seed, accuracy, inside, spread, step=20, **given):
 
 def test_the_table_of_other_networks_has_the_last_row_of_each_seed():
     made = [
-        end("both", 1, 90.0, 0.9, 0.3),
+        end("both", 1, 90.0, 0.9, 0.3, drift=0.05),
         end("both", 0, 10.0, 0.9, 0.001, step=10),
-        end("both", 0, 91.26, 0.95, 0.2),
+        end("both", 0, 91.26, 0.95, 0.2, drift=0.04),
         end("neither", 0, 11.0, 0.04, 0.3, scale=5),
         end("neither", 1, 40.0, 0.9, 0.009),
         end("neither", 2, 80.0, 0.05, 0.01),
@@ -303,10 +306,10 @@ def test_the_table_of_other_networks_has_the_last_row_of_each_seed():
     start = ["net", "coloured", "Adam 0.001"]
     assert rows(tables.elsewhere(made)) == [
         [*start, "neither", "20", "11.0, 40.0, 80.0", "5.00, 0.80, 0.80", "0.04, 0.90, 0.05"]
-        + ["0.300, 0.009, 0.010", "2 of 3"],
-        [*start, "both", "20", "91.3, 90.0", "0.80, 0.80", "0.95, 0.90", "0.200, 0.300", "0 of 2"],
+        + ["0.300, 0.009, 0.010", "-, -, -", "2 of 3"],
+        [*start, "both", "20", "91.3, 90.0", "0.80, 0.80", "0.95, 0.90", "0.200, 0.300", "0.040, 0.050", "0 of 2"],
         ["tutorial", "plain", "Adam 0.001", "neither", "20", "98.0, 9.8", "0.80, 0.80", "0.90, 0.00"]
-        + ["0.001, nan", "1 of 2"],
+        + ["0.001, nan", "-, -", "1 of 2"],
     ]
     assert rows(tables.elsewhere([])) == []
 
