@@ -8,8 +8,8 @@ tutorial itself takes SGD without momentum. On coloured digits, 64 x 96, with Ad
 batch normalization and dropout, one that shares its first layers with the classifier, and torchvision's resnet18; that
 with SGD at 0.1 and momentum 0.9 too, as torchvision's own training script has it.
 
-A run that the file has already, with its drift, is not made again. One takes a few minutes on one core, resnet18 with Adam a quarter of
-an hour.
+A run that the file has already, with its drift, is not made again. One takes a few minutes on one core, resnet18 with
+Adam a quarter of an hour.
 """
 
 import inspect
