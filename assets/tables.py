@@ -341,7 +341,7 @@ def steered(runs):
         ("to 90 %", lambda seeds: epochs_to(90, seeds)),
         ("epochs in all", lambda seeds: listed(dict.fromkeys(run["epochs"] for run in seeds))),
     ]
-    return markdown(columns, [seeds for seeds in picked if seeds])
+    return markdown(columns, [seeds for found in picked for seeds in study.group(found)])
 
 
 # ------------------------------------------------------------------------------------------------- elsewhere, and speed
