@@ -161,12 +161,13 @@ def test_only_what_is_not_whole_is_downloaded_and_never_again(mnist, serve):
         if folder == mnist:
             (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(b"damaged")
             (raw / "t10k-labels-idx1-ubyte").unlink()
-            (raw / "train-images-idx3-ubyte").write_bytes(b"damaged")  # and its archive is whole
         assert common.load_digits(folder)[2] == "full" and set(asked) == wanted
         assert contents(folder / "MNIST") == whole
         asked.clear()
         assert common.load_digits(folder)[2] == "full" and not asked
     assert [path.name for path in new.iterdir()] == ["MNIST"]
+    (raw / "train-images-idx3-ubyte").write_bytes(b"damaged")  # and its archive is whole
+    assert common.load_digits(mnist)[2] == "full" and not asked and contents(mnist / "MNIST") == whole
 
 
 FAILURES = {
