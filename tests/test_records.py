@@ -71,14 +71,6 @@ def test_read_and_written_again_the_committed_files_are_what_they_were(tmp_path)
     assert all({name: run[name] for name in common.summarize([])} == common.summarize(run["history"]) for run in runs)
 
 
-def test_a_measurement_added_again_leaves_its_committed_file_as_it_was(tmp_path):
-    committed = ROOT / "assets" / "failures.csv"
-    shutil.copy(committed, tmp_path / "some.csv")
-    rows = records.read_table(committed)
-    records.add_rows(tmp_path / "some.csv", [r for r in rows if records.weights_key(r) == records.weights_key(rows[0])])
-    assert (tmp_path / "some.csv").read_bytes() == committed.read_bytes()
-
-
 def test_rows_replace_those_of_the_same_run_and_epoch_and_have_six_digits(tmp_path):
     path, one, other = tmp_path / "some.csv", key(run(LASTS, 10)), key(run(LASTS, 9))
     records.add_rows(path, [one | {"epoch": 5, "loss": 1 / 3}, one | {"epoch": 5, "loss": 2.0}])

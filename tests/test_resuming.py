@@ -40,20 +40,6 @@ def stopped(five_epochs, folder):
     return shutil.copytree(five_epochs, folder)
 
 
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def in_the_epoch(monkeypatch, batches):
-    normalize, calls = common.Experiment.normalize, []
-
-    def counted(*args):
-        calls.append(None)
-        return kill() if len(calls) == batches else normalize(*args)
-
-    monkeypatch.setattr(common.Experiment, "normalize", counted)
-
-
 def before_the_file(monkeypatch, name, nth, part=None):
     """Lets a run be killed before the nth writing of a file, or once a part of that is on the disk."""
     write, calls = common.write, []
@@ -63,7 +49,7 @@ def before_the_file(monkeypatch, name, nth, part=None):
         if calls.count(name) == nth:
             if part:
                 path.with_name(path.name + ".tmp").write_bytes(data[: int(part * len(data))])
-            kill()
+            os.kill(os.getpid(), signal.SIGKILL)
         write(path, data)
 
     monkeypatch.setattr(common, "write", killed)
@@ -72,8 +58,8 @@ def before_the_file(monkeypatch, name, nth, part=None):
 FIRST = "before the first epoch, between events and checkpoint"
 KILLS = {  # of a run that has five epochs, or none
     FIRST: lambda patch: before_the_file(patch, "checkpoint.pt", 1),
-    "inside an epoch": lambda patch: in_the_epoch(patch, 12),
-    "between events and checkpoint": lambda patch: before_the_file(patch, "checkpoint.pt", 1),
+    "between events and tables": lambda patch: before_the_file(patch, "metrics.csv", 1),
+    "between tables and checkpoint": lambda patch: before_the_file(patch, "checkpoint.pt", 1),
     "during the writing of a figure": lambda patch: before_the_file(patch, "007.png", 1, 0.5),
     "between the weights and the GIF": lambda patch: before_the_file(patch, "progress.gif", 1),
     "during the writing of the last checkpoint": lambda patch: before_the_file(patch, "checkpoint.pt", 2, 0.5),
