@@ -4,10 +4,7 @@ import gzip
 import hashlib
 import io
 import json
-import shutil
-import threading
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from http.client import RemoteDisconnected
 from urllib.error import URLError
 
@@ -199,21 +196,6 @@ def test_a_download_that_fails_leaves_what_was_there_and_says_why_each_time(mnis
         assert FAILURES[failure] in str(error.value) and "\n" not in str(error.value)
         assert f"copy its files to {folder}/MNIST/raw, or use --digits embedded" in str(error.value)
         assert contents(folder) == before and not [*folder.glob(".*")]
-
-
-def test_three_that_download_together_all_have_the_full_digits(mnist, serve):
-    whole = contents(mnist)
-    shutil.rmtree(mnist / "MNIST")
-    together = threading.Barrier(3, timeout=10)
-
-    def send_to_all(file):
-        together.wait()
-        return file
-
-    serve(send_to_all)
-    with ThreadPoolExecutor(3) as threads:
-        loaded = threads.map(lambda _: common.load_digits(mnist)[2], range(3))
-    assert [*loaded] == ["full"] * 3 and contents(mnist) == whole
 
 
 # ----------------------------------------------------------------------------------------------------- another data set

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, call, edit, experiment, run
+from conftest import ROOT, call, edit, experiment, finished_run
 
 import common
 import stn
@@ -16,12 +16,10 @@ from assets.records import read_folder, read_table, weights_key
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, loop_runs):
     """Run folders of experiments that differ in what has to be rebuilt, by their numbers."""
-    log_dir = tmp_path_factory.mktemp("measured") / "runs"
-    log_dir.mkdir()
+    made = {}
     for number, epochs in ((11, 1), (12, 1), (13, 1), (25, 7)):
-        ended = run(log_dir, "--limit=384", f"--epochs={epochs}", number=number)
-        assert ended.code == 0, ended.err
-    made = {number: log_dir / f"classification_experiment_{number}_limit384" for number in (11, 12, 13, 25)}
+        log_dir = tmp_path_factory.mktemp("measured") / "runs"
+        made[number] = finished_run(log_dir, f"--epochs={epochs}", number=number).folder
     return made | {26: loop_runs / "classification_experiment_26_unlimited_limit384"}
 
 

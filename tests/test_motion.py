@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import stn
+from assets.elsewhere import Transformed
 from stn import STNClassifier, limit_motion, motion
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
@@ -23,54 +24,29 @@ def test_motion_is_the_root_mean_square_over_a_sampled_grid(size, height, width)
     assert motion(*maps, size).item() == pytest.approx(pixels.square().sum(dim=3).mean().sqrt().item(), rel=1e-4)
 
 
-class Tutorial(nn.Module):
-    """The localization net of the PyTorch tutorial, as its class Net has it, with batch normalization and dropout."""
-
-    def __init__(self):
-        super().__init__()
-        self.localization = nn.Sequential(
-            nn.Conv2d(1, 8, kernel_size=7),
-            nn.BatchNorm2d(8),
-            nn.MaxPool2d(2, stride=2),
-            nn.ReLU(True),
-            nn.Conv2d(8, 10, kernel_size=5),
-            nn.MaxPool2d(2, stride=2),
-            nn.ReLU(True),
-        )
-        self.fc_loc = nn.Sequential(nn.Linear(10 * 3 * 3, 32), nn.Dropout(0.3), nn.ReLU(True), nn.Linear(32, 3 * 2))
-        self.fc_loc[-1].weight.data.zero_()
-        self.fc_loc[-1].bias.data.copy_(EYE.flatten())
-        self.fc = nn.Linear(28 * 28, 10)
-
-    def theta(self, x):
-        return self.fc_loc(self.localization(x).view(-1, 10 * 3 * 3)).view(-1, 2, 3)
-
-    def forward(self, x):
-        grid = F.affine_grid(self.theta(x), x.size(), align_corners=False)
-        return self.fc(F.grid_sample(x, grid, align_corners=False).flatten(1))
+def normalized():
+    """A localization net with batch normalization and dropout, given as several modules."""
+    layers = nn.Conv2d(1, 8, 7), nn.BatchNorm2d(8), nn.MaxPool2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3)
+    localization = nn.Sequential(*layers, nn.Linear(8 * 5 * 5, 6))
+    localization[-1].weight.data.zero_()
+    localization[-1].bias.data.copy_(EYE.flatten())
+    return Transformed(localization, nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10)), (28, 28))
 
 
 def ours():
     return STNClassifier(28)
 
 
-def parts(model):
-    """What predicts theta, and the modules that it is made of."""
-    if isinstance(model, STNClassifier):
-        return model.stn.theta, model.stn
-    return model.theta, (model.localization, model.fc_loc)
-
-
 def limit(model, images, pixels=0.1):
-    predict, modules = parts(model)
-    return limit_motion(predict, images[:16], modules, pixels)
+    if isinstance(model, STNClassifier):
+        return limit_motion(model.stn.theta, images[:16], model.stn, pixels)
+    return limit_motion(model.theta, images[:16], tuple(model.localization), pixels)
 
 
 @torch.no_grad()
 def theta(model, images):
     """Of the images that the limit is on, in eval mode, of a network that is in train mode."""
-    predict, _ = parts(model.eval())
-    maps = predict(images[:16])
+    maps = getattr(model.eval(), "stn", model).theta(images[:16])
     model.train()
     return maps
 
@@ -96,7 +72,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("network", [ours, Tutorial])
+@pytest.mark.parametrize("network", [ours, normalized])
 def test_no_step_moves_the_region_further_at_rates_a_hundred_times_too_large(network, optimizer, device):
     torch.manual_seed(0)
     model = network().to(device)
@@ -143,7 +119,7 @@ def test_a_step_is_shortened_until_it_is_short_enough_and_taken_back_if_it_never
 @pytest.mark.parametrize("pixels", [1e3, math.inf])
 def test_a_step_that_is_short_enough_is_left_as_it_is_to_the_last_bit(pixels):
     torch.manual_seed(0)
-    plain = Tutorial()
+    plain = normalized()
     limited = copy.deepcopy(plain)
     random = []
     for model in (plain, limited):
@@ -165,7 +141,7 @@ def test_a_step_that_is_short_enough_is_left_as_it_is_to_the_last_bit(pixels):
 def test_nothing_but_the_modules_parameters_is_touched():
     """Buffers, gradients, the optimizer's state, random numbers and modes, also those that are not all alike."""
     torch.manual_seed(0)
-    model = Tutorial()
+    model = normalized()
     model.localization[1].eval()  # batch normalization that was frozen
     optimizer = torch.optim.Adam(model.parameters(), lr=1.0)
     images, labels = next(batches(1))
@@ -180,8 +156,8 @@ def test_nothing_but_the_modules_parameters_is_touched():
     with limit(model, images, 0.001) as step:
         assert [module.training for module in model.modules()] == modes
         optimizer.step()
-    assert step.kept < 1 and not torch.equal(model.fc_loc[-1].weight, twin.fc_loc[-1].weight)
-    assert torch.equal(model.fc.weight, twin.fc.weight)
+    assert step.kept < 1 and not torch.equal(model.localization[-1].weight, twin.localization[-1].weight)
+    assert torch.equal(model.classifier[1].weight, twin.classifier[1].weight)
     assert [module.training for module in model.modules()] == modes and torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
     for own, other in zip(model.parameters(), twin.parameters(), strict=True):
@@ -222,10 +198,10 @@ def test_a_skipped_step_moves_nothing_and_errors_pass_and_leave_the_modes():
 def test_under_autocast_motion_is_measured_in_the_weights_precision():
     """In bfloat16 a region of 512 pixels could be placed to a pixel or two only, and most steps would seem to be 0."""
     torch.manual_seed(0)
-    model = Tutorial()
+    model = normalized()
     images, labels = next(batches(1))
     with torch.autocast("cpu", torch.bfloat16):
-        descend(model, optimizer := torch.optim.SGD(model.parameters(), lr=1e-5), images, labels)
+        descend(model, optimizer := torch.optim.SGD(model.parameters(), lr=1e-7), images, labels)
         with limit(model, images) as step:
             optimizer.step()
         with limit(model, images.bfloat16()):
