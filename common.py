@@ -126,8 +126,8 @@ def load_digits(data_dir, digits="auto"):
     if digits != "embedded":
         try:
             fetch_mnist(data_dir)
-            sets = [MNIST(data_dir, train=train) for train in (True, False)]
-            return *((mnist.data.numpy(), mnist.targets.numpy()) for mnist in sets), "full"
+            train, test = MNIST(data_dir, train=True), MNIST(data_dir, train=False)
+            return (train.data.numpy(), train.targets.numpy()), (test.data.numpy(), test.targets.numpy()), "full"
         except RunError as error:
             if digits == "full":
                 raise
@@ -536,7 +536,8 @@ def draw_tile(image, theta=None, side=TILE):
     """
     room, grey = (side, "#595959") if theta is None else (side // 2, "#333333")
     tile = Image.new("RGB", (side, side), grey)
-    size = room // image.shape[-1] * image.shape[-1] or room  # or shrunk, where it is larger than that
+    factor = room // image.shape[-1]
+    size = factor * image.shape[-1] if factor else room  # shrunk where it is larger than that
     start, end = (side - size) // 2, (side + size) // 2
     tile.paste(to_pil_image(image).resize((size, size), Image.Resampling.BOX), (start, start))
     if theta is not None:
