@@ -130,8 +130,8 @@ def load_digits(data_dir, digits="auto"):
     if digits != "embedded":
         try:
             fetch_mnist(data_dir)
-            sets = [MNIST(data_dir, train=train) for train in (True, False)]
-            return *((mnist.data.numpy(), mnist.targets.numpy()) for mnist in sets), "full"
+            train, test = MNIST(data_dir, train=True), MNIST(data_dir, train=False)
+            return (train.data.numpy(), train.targets.numpy()), (test.data.numpy(), test.targets.numpy()), "full"
         except RunError as error:
             if digits == "full":
                 raise
@@ -541,33 +541,27 @@ def test(experiment, model, images, labels):
 
 TILE, MARGIN, HEAD = 120, 9, 58  # pixels
 PANEL = 4 * TILE + 3  # sixteen tiles, with a line of one pixel between them
+ORANGE = "#ff8000"
 
 
-def outlines(theta, height, width):
-    """Corners (N, 4, 2) of the sampled regions: `theta` (N, 2, 3) applied to (+-1, +-1).
+def draw_tile(image, theta=None, side=TILE):
+    """Draws a square image, 0 to 1 or uint8, in the middle of a grey tile of that side, enlarged by a whole factor.
 
-    In pixels (x, y) of input images of that size, whose outer edges lie at 0 and `width`, 0 and `height`.
+    The image is (1 or 3, n, n), or an array (n, n). With `theta` (2, 3) it is half as large, a thin line is around it,
+    and the outline of its region is drawn over it, and clipped at the tile's edge.
     """
-    corners = theta.new_tensor([[-1, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]])
-    return (corners @ theta.transpose(1, 2) + 1) * theta.new_tensor([width, height]) / 2
-
-
-def draw_tile(image, theta=None):
-    """Draws a square image (1 or 3, side, side), 0 to 1, in the middle of a grey tile, enlarged by a whole factor.
-
-    With `theta` (2, 3) it is half as large, a thin line is around it, and its region's outline is drawn over it.
-    """
-    room, grey = (TILE, "#595959") if theta is None else (TILE // 2, "#333333")
-    tile = Image.new("RGB", (TILE, TILE), grey)
-    size = room // image.shape[-1] * image.shape[-1] or room  # or shrunk, where it is larger than that
-    start, end = (TILE - size) // 2, (TILE + size) // 2
-    if theta is not None:
-        tile.paste("#777777", (start - 1, start - 1, end + 1, end + 1))
+    room, grey = (side, "#595959") if theta is None else (side // 2, "#333333")
+    tile = Image.new("RGB", (side, side), grey)
+    factor = room // image.shape[-1]
+    size = factor * image.shape[-1] if factor else room  # shrunk where it is larger than that
+    start, end = (side - size) // 2, (side + size) // 2
     tile.paste(to_pil_image(image).resize((size, size), Image.Resampling.BOX), (start, start))
     if theta is not None:
-        corners = outlines(theta[None], size, size)[0] + start - 0.5  # Pillow's pixels are at whole numbers
-        closed = corners[[0, 1, 2, 3, 0]].round().clamp(-1e4, 1e4)
-        ImageDraw.Draw(tile).line(closed.flatten().tolist(), fill="#ff8000", width=2)
+        ImageDraw.Draw(tile).rectangle((start - 1, start - 1, end, end), outline="#777777")
+        corners = theta.new_tensor([[-1, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1], [-1, -1, 1]])
+        points = (corners @ theta.T + 1) * size / 2 + start - 0.5  # Pillow's pixels are at whole numbers
+        points = points.round().clamp(-1e4, 1e4)
+        ImageDraw.Draw(tile).line(points.flatten().tolist(), fill=ORANGE, width=side // 48)
     return tile
 
 
@@ -591,7 +585,8 @@ def draw_figure(experiment, model, images, title):
     put_text = ImageDraw.Draw(figure).text
     size = next(s for s in range(16, 0, -1) if ImageFont.load_default(s).getlength(title) < figure.width - 2 * MARGIN)
     put_text((MARGIN, 6), title, "black", ImageFont.load_default(size))
-    for left, (name, tiles) in zip(range(MARGIN, figure.width, PANEL + MARGIN), panels.items(), strict=False):
+    for number, (name, tiles) in enumerate(panels.items()):
+        left = MARGIN + number * (PANEL + MARGIN)
         put_text((left, HEAD - 5), name, "black", ImageFont.load_default(14), anchor="ls")
         figure.paste("#595959", (left, HEAD, left + PANEL, HEAD + PANEL))
         for i, tile in enumerate(tiles):

@@ -14,12 +14,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Polygon, Rectangle
-from PIL import Image
+from matplotlib.patches import Patch
+from PIL import Image, ImageColor
 
 from assets import ASSETS, Command, study
 from assets.tables import make_tables, of_cures, with_tables
-from common import lost_solution, outlines, write
+from common import ORANGE, TILE, draw_tile, lost_solution, write
 
 WIDTH = 6  # inches
 STYLE = {
@@ -53,27 +53,22 @@ def column(history, name):
 def states(read):
     """Five digits in each state of states.npz, a row a state: where the transformer looks, and what it returns."""
     file = np.load(read.assets / "states.npz")
-    images, side = file["images"][:5], file["images"].shape[-1]
-    room, seen, gap = 2 * side, 0.9 * side, 0.1 * side  # sides of a tile and of what is returned
-    cell = room + seen + 4 * gap
+    images, gap, returned_side = file["images"][:5], 0.05, 0.45  # in sides of a tile
+    cell = 1 + returned_side + 3 * gap
     figure = Figure(figsize=(WIDTH, 0.72 * len(file["names"])))
     figure.get_layout_engine().set(rect=(0.07, 0, 0.93, 1))  # else the longest label is cut
     for axes, name, thetas, returned in zip(
         figure.subplots(len(file["names"]), 1), file["names"], file["theta"], file["seen"], strict=True
     ):
-        outline = outlines(torch.from_numpy(thetas), side, side).numpy()
         for i, image in enumerate(images):
-            left, pad, grey = i * cell, (room - side) / 2, {"cmap": "gray", "vmin": 0}
-            tile = Rectangle((left, 0), room, room, color="#333333", zorder=-1)
-            axes.add_patch(tile)
-            axes.imshow(image, extent=(left + pad, left + pad + side, pad + side, pad), vmax=images.max(), **grey)
-            place = (left + room + gap, left + room + gap + seen, (room + seen) / 2, (room - seen) / 2)
-            axes.imshow(returned[i], extent=place, vmax=255, **grey)
-            region = Polygon(outline[i] + (left + pad, pad), fill=False, edgecolor="#ff8000", linewidth=1.2)
-            axes.add_patch(region).set_clip_path(tile)
-            if not region.get_path().intersects_bbox(tile.get_bbox()):
-                axes.text(left + room / 2, room, "out of view", color="#ff8000", fontsize=7, ha="center", va="bottom")
-        axes.set(xlim=(0, len(images) * cell - 3 * gap), ylim=(room, 0), xticks=[], yticks=[], anchor="E")
+            left, right = i * cell, i * cell + 1 + gap
+            tile = draw_tile(image, torch.from_numpy(thetas[i]), side=2 * TILE)
+            axes.imshow(tile, extent=(left, left + 1, 1, 0))
+            place = (right, right + returned_side, (1 + returned_side) / 2, (1 - returned_side) / 2)
+            axes.imshow(returned[i], "gray", vmin=0, vmax=255, extent=place)
+            if not (np.asarray(tile) == ImageColor.getrgb(ORANGE)).all(-1).any():
+                axes.text(left + 0.5, 1, "out of view", color=ORANGE, fontsize=7, ha="center", va="bottom")
+        axes.set(xlim=(0, len(images) * cell - 2 * gap), ylim=(1, 0), xticks=[], yticks=[], anchor="E")
         lines = [line for part in str(name).replace(": ", ":\n").split("\n") for line in textwrap.wrap(part, 11)]
         axes.set_ylabel("\n".join(lines), rotation=0, ha="right", va="center")
         axes.spines[:].set_visible(False)

@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Polygon
-from matplotlib.transforms import Bbox, TransformedBbox
 from PIL import Image
 
 import common
@@ -17,9 +15,9 @@ from assets import ASSETS, Command, positive
 from assets.rebuild import SavedRun
 
 DIGITS = 8
-TILE, MARGIN, HEAD, SEEN, PLOT = common.TILE, 14, 44, 56, 110  # pixels
-PANEL = 4 * TILE
-WIDTH, HEIGHT = 3 * MARGIN + 2 * PANEL, HEAD + 2 * TILE + SEEN + PLOT + 3 * MARGIN
+TILE, PANEL, MARGIN, HEAD, PLOT = common.TILE, common.PANEL, 14, 44, 110  # pixels
+SHOWN = 2 * (TILE + 1) + TILE // 2  # two rows of tiles, and one of what is returned
+WIDTH, HEIGHT = 3 * MARGIN + 2 * PANEL, HEAD + SHOWN + PLOT + 3 * MARGIN
 COLOURS = 16  # of a GIF: black, white, orange and greys
 
 
@@ -33,13 +31,13 @@ def first_digits(saved):
 def look(saved, epoch, images):
     """Returns what a run's transformer does to its test images (N, 1, side, side), uint8, with the weights of an epoch.
 
-    `theta` (N, 2, 3), and what the classifier sees, (N, 28, 28), denormalized to [0, 1]; both as arrays.
+    `theta` (N, 2, 3), and what the classifier sees, (N, 1, 28, 28), denormalized to [0, 1].
     """
     saved.load(epoch)
     batch = saved.experiment.normalize(images)
     theta = saved.model.eval().stn.theta(batch)
     seen = saved.experiment.denormalize(saved.model.stn.sample(batch, theta))
-    return theta.numpy(), seen[:, 0].numpy()
+    return theta, seen
 
 
 def make_states(rows, assets=ASSETS):
@@ -55,8 +53,8 @@ def make_states(rows, assets=ASSETS):
         assets / "states.npz",
         names=[name for name, _, _ in rows],
         images=images[:, 0].numpy(),  # uint8 (8, side, side)
-        theta=np.stack([theta for theta, _ in looks]),  # (states, 8, 2, 3)
-        seen=np.stack([np.round(255 * seen).astype(np.uint8) for _, seen in looks]),  # (states, 8, 28, 28)
+        theta=torch.stack([theta for theta, _ in looks]).numpy(),  # (states, 8, 2, 3)
+        seen=torch.stack([(255 * seen[:, 0]).round().byte() for _, seen in looks]).numpy(),  # (states, 8, 28, 28)
     )
 
 
@@ -66,30 +64,19 @@ def make_states(rows, assets=ASSETS):
 def draw_run(figure, axes, left, images, saved, epoch):
     """Draws one run at an epoch, its upper left corner at (left, 0), in pixels of the figure.
 
-    Images are uint8 (8, 1, side, side); they are enlarged by a whole factor, or made smaller, to half a tile at most.
+    Images are uint8 (8, 1, side, side).
     """
     run, (theta, seen) = saved.run, look(saved, epoch, images)
     history = run["history"][:epoch]
     line = f"epoch {epoch}, accuracy {history[-1]['test/accuracy']:.1f} %" if history else "before training"
     axes.text(left, 6, run["title"], va="top", fontsize=12)
     axes.text(left, 25, line, va="top", fontsize=11)
-    side = images.shape[-1]
-    shown = TILE // 2
-    if side < shown:
-        shown -= shown % side
-    mosaic, pad = np.full((2 * TILE + SEEN, PANEL), 0.2), (TILE - shown) // 2
-    outlines = common.outlines(torch.from_numpy(theta), shown, shown).numpy()
-    for i, image in enumerate(images[:, 0].numpy()):
-        x, y = i % 4 * TILE, i // 4 * TILE
-        tile = Image.fromarray(image).resize((shown, shown), Image.Resampling.BOX)
-        mosaic[y + pad : y + pad + shown, x + pad : x + pad + shown] = np.asarray(tile) / 255
-        mosaic[2 * TILE :, i * TILE // 2 + 2 : i * TILE // 2 + 2 + SEEN] = seen[i].repeat(2, 0).repeat(2, 1)
-        corner = np.array([left + x, HEAD + y])
-        outline = Polygon(corner + pad + outlines[i], fill=False, edgecolor="#ff8000", linewidth=1.5)
-        axes.add_patch(outline).set_antialiased(False)
-        outline.set_clip_box(TransformedBbox(Bbox([corner, corner + TILE]), axes.transData))
-    extent = (left, left + PANEL, HEAD + 2 * TILE + SEEN, HEAD)
-    axes.imshow(mosaic, "gray", vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
+    panel = Image.new("RGB", (PANEL, SHOWN), "#595959")
+    for i in range(DIGITS):
+        panel.paste(common.draw_tile(images[i], theta[i]), (i % 4 * (TILE + 1), i // 4 * (TILE + 1)))
+        panel.paste(common.draw_tile(seen[i], side=TILE // 2), (i * TILE // 2, 2 * (TILE + 1)))
+    extent = (left, left + PANEL, HEAD + SHOWN, HEAD)
+    axes.imshow(panel, extent=extent, aspect="auto", interpolation="nearest")
     plot = figure.add_axes(((left + 44) / WIDTH, 26 / HEIGHT, (PANEL - 52) / WIDTH, PLOT / HEIGHT))
     plot.plot([row["epoch"] for row in history], [row["test/accuracy"] for row in history], color="#0072B2")
     plot.set(xlim=(0, run["epochs"]), ylim=(0, 100))

@@ -141,13 +141,12 @@ def log_dir(tmp_path):
     return tmp_path / "runs"
 
 
-def finished_run(log_dir, *options):
-    """A run of experiment 1 that nothing happened to: its folder, and what `run` returns."""
+def finished_run(log_dir, *options, **arguments):
+    """A run of experiment 1 that nothing happened to, or of what is given: its folder, and what `run` returns."""
     log_dir.mkdir()
-    ended = run(log_dir, "--limit=384", *options)
+    ended = run(log_dir, "--limit=384", *options, **arguments)
     assert ended.code == 0, ended.err
-    (folder,) = log_dir.iterdir()
-    return SimpleNamespace(folder=folder, **vars(ended))
+    return SimpleNamespace(folder=min(log_dir.iterdir()), **vars(ended))
 
 
 @pytest.fixture(scope="session")
@@ -158,11 +157,7 @@ def whole_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def loop_runs(tmp_path_factory):
     """The log folder of an epoch of experiment 26, a loop over six limits."""
-    log_dir = tmp_path_factory.mktemp("loop") / "runs"
-    log_dir.mkdir()
-    ended = run(log_dir, "--limit=384", "--epochs=1", number=26)
-    assert ended.code == 0, ended.err
-    return log_dir
+    return finished_run(tmp_path_factory.mktemp("loop") / "runs", "--epochs=1", number=26).folder.parent
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,9 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import experiment
-from PIL import Image, ImageFont
+from PIL import Image, ImageColor, ImageFont
 
 import common
 import stn
@@ -32,79 +33,31 @@ THETAS = {
     "beyond the tile": affine(0, 0.5, 4, 0),
     "a line": affine(0, 1, 0, 0) * torch.tensor([[1.0], [0.0]]),
 }
-ORANGE, GREY = (255, 119, 0), (119, 119, 119)  # #ff8000 and #777777 in 16 levels
+
+
+def tile_of(image, theta=None, side=120):
+    return np.array(common.draw_tile(image, theta, side))
 
 
 def is_color(pixels, color):
-    return (pixels == color).all(-1)
+    return (pixels == ImageColor.getrgb(color)).all(-1)
 
 
-def draw(images, thetas, title=""):
-    """The figure of 16 images, uint8 (16, C, side, side), by a model that predicts these thetas, and its panels.
-
-    A panel is its 16 tiles (16, 120, 120, 3), and what is between them.
-    """
-    model = stn.STNClassifier(images.shape[-1])
-    model.stn = stn.SpatialTransformer(images.shape[-1], channels=images.shape[1])
-    model.stn.theta = lambda _: thetas
-    figure, panels = common.draw_figure(experiment(mean=0.4, std=0.2), model, images, title), []
-    for left in (9, 501, 993):
-        square, between, tiles = figure[58:541, left : left + 483], np.ones((483, 483), bool), []
-        for i in range(16):
-            place = slice(121 * (i // 4), 121 * (i // 4) + 120), slice(121 * (i % 4), 121 * (i % 4) + 120)
-            tiles.append(square[place])
-            between[place] = False
-        panels.append((np.stack(tiles), square[between]))
-    return figure, panels
-
-
-def test_outlines_are_theta_applied_to_the_corners_in_pixels():
-    thetas = THETAS["the whole image"], THETAS["a quarter turn"], affine(0, 0.5, 0.5, 0.25), affine(45, 0.5**0.5, 0, 0)
-    corners = common.outlines(torch.stack(thetas), 60, 60)
-    assert corners[0].tolist() == [[0, 0], [60, 0], [60, 60], [0, 60]]
-    assert corners[1].tolist() == [[60, 0], [60, 60], [0, 60], [0, 0]]
-    assert corners[2].tolist() == [[30, 22.5], [60, 22.5], [60, 52.5], [30, 52.5]]
-    assert torch.allclose(corners[3], torch.tensor([[30.0, 0], [60, 30], [30, 60], [0, 30]]), atol=1e-4)
-
-
-@pytest.mark.parametrize("size, sides", [(28, (112, 56)), (60, (120, 60)), (120, (120, 60))])
-def test_the_figure_shows_sixteen_images_with_room_around_them_in_the_middle(size, sides):
-    """Raw pixels, whatever is normalized, in tiles of 120 x 120 with a line of a pixel between them."""
-    torch.manual_seed(0)
-    images = torch.randint(2, (16, 1, size // 4, size // 4), dtype=torch.uint8).repeat_interleave(4, 2) * 255
-    images = images.repeat_interleave(4, 3)  # so that half of it can be shown
-    figure, panels = draw(images, affine(0, 0.5, 4, 0).expand(16, 2, 3))  # no outline is in the way
-    assert figure.shape == (550, 1485, 3) and figure.dtype == np.uint8
-    assert len(np.unique(figure.astype(int) @ (1, 256, 65536))) <= 17
-    seen = np.full((16, 28, 28), 102)  # the fill, 0, is a mean of 0.4
-    for number, side, expected in ((0, sides[0], images[:, 0]), (1, sides[1], images[:, 0]), (2, 112, seen)):
-        tiles, between = panels[number]
-        room, expected = (120 - side) // 2, np.asarray(expected)
-        inner = tiles[:, room : room + side, room : room + side]
-        wanted = expected.repeat(4, 1).repeat(4, 2)[
-            :, :: 4 * expected.shape[1] // side, :: 4 * expected.shape[1] // side
-        ]
-        assert (inner == wanted[..., None]).all(), f"panel {number}"
-        assert len(np.unique(between)) == 1 and 0 < between.max() < 120
-    line, ring = is_color(panels[1][0], GREY), np.ones((120, 120), bool)  # thin, around the image, and nothing else
-    room, side = (120 - sides[1]) // 2, sides[1]
-    ring[room : room + side, room : room + side] = False
-    assert (line.any(0) <= ring).all() and (line == line[0]).all()
-    for places in np.nonzero(line[0]):
-        assert places.min() == room - 1 and places.max() == room + side
-    assert len(np.unique(panels[1][0][:, ring & ~line[0]])) == 1
-
-
-def test_the_figure_shows_images_of_any_side_in_grey_and_in_colours():
-    """One colour an image, so that its square can be measured, also where it has to be shrunk."""
-    for side, channels in ((64, 1), (60, 3), (224, 3)):
-        colours = torch.arange(16 * channels).reshape(16, channels, 1, 1) * (110 // (16 * channels)) + 145
-        images = colours.expand(16, channels, side, side).to(torch.uint8)
-        _, panels = draw(images, affine(0, 0.5, 4, 4).expand(16, 2, 3))
-        for number, room in ((0, 120), (1, 60)):
-            for colour, tile in zip(colours[:, :, 0, 0].numpy(), panels[number][0].astype(int), strict=True):
-                rows, columns = np.nonzero(abs(tile - np.broadcast_to(colour, 3)).max(axis=2) <= 17)
-                assert np.ptp(rows) + 1 == np.ptp(columns) + 1 == (room // side * side or room) and 60 in rows
+@pytest.mark.parametrize("size, channels", [(28, 1), (60, 3), (120, 1), (240, 3)])
+def test_a_tile_shows_an_image_of_any_side_in_its_middle_enlarged_by_a_whole_factor_or_shrunk(size, channels):
+    image = torch.randint(2, (channels, size // 4, size // 4), generator=torch.Generator().manual_seed(size)) * 255
+    image = image.to(torch.uint8).repeat_interleave(4, 1).repeat_interleave(4, 2)  # so that half of it can be shown
+    away = affine(0, 0.5, 4, 0)  # no outline is in the way
+    for theta, room, grey in ((None, 120, "#595959"), (away, 60, "#333333")):
+        shown = room // size * size or room
+        start, end = (120 - shown) // 2, (120 + shown) // 2
+        wanted = np.zeros((120, 120, 3), np.uint8) + np.uint8(ImageColor.getrgb(grey))
+        if theta is not None:
+            wanted[start - 1 : end + 1, start - 1 : end + 1] = ImageColor.getrgb("#777777")
+        pixels = F.interpolate(image[None].float(), (shown, shown), mode="area")[0].round().permute(1, 2, 0)
+        wanted[start:end, start:end] = pixels
+        assert np.array_equal(tile_of(image, theta), wanted)
+        assert np.array_equal(tile_of(image, theta), tile_of(image / 255, theta))
 
 
 def boundary(corners):
@@ -115,31 +68,52 @@ def boundary(corners):
     return np.concatenate(edges)
 
 
-@pytest.mark.parametrize("size, zoom", [(60, 1), (28, 2)])
-def test_the_figure_draws_outlines_where_they_are_and_clips_them_to_their_tiles(size, zoom):
-    thetas = torch.stack([*THETAS.values(), *[affine(0, 1, 0, 0)] * 5])
-    images = torch.randint(2, (16, 1, size, size), dtype=torch.uint8) * 255
-    _, ((left, _), (tiles, between), (right, _)) = draw(images, thetas)
-    assert not any(is_color(pixels, ORANGE).any() for pixels in (left, between, right))
-    corners = common.outlines(thetas, size, size).numpy() * zoom + (120 - size * zoom) / 2  # in the tile's pixels
-    for name, tile, polygon in zip(THETAS, tiles, corners, strict=False):
-        points = boundary(polygon)
-        rows, columns = np.nonzero(is_color(tile, ORANGE))
+@pytest.mark.parametrize("size, shown, side", [(60, 60, 120), (28, 56, 120), (60, 120, 240)])
+def test_outlines_are_drawn_where_they_are_two_pixels_wide_in_120_and_clipped_to_the_tile(size, shown, side):
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    for name, theta in THETAS.items():
+        points = boundary(side / 2 + shown / 2 * (corners @ theta[:, :2].T.numpy() + theta[:, 2].numpy()))
+        rows, columns = np.nonzero(is_color(tile_of(torch.zeros(1, size, size), theta, side), "#ff8000"))
         pixels = np.stack([columns, rows], axis=1) + 0.5  # their centres
-        visible = points[((points > 0.5) & (points < 119.5)).all(axis=1)]
+        visible = points[((points > 0.5) & (points < side - 0.5)).all(axis=1)]
         assert (len(visible) == 0) == (name == "beyond the tile") == (len(pixels) == 0), name
         if len(pixels):
             distance = np.linalg.norm(pixels[:, None] - points, axis=-1)
-            assert distance.min(axis=1).max() < 2.5, name  # nothing is drawn beside the line, two pixels wide
+            furthest = distance.min(axis=1).max()
+            assert furthest < 2.5 * side / 120 and (furthest > 1.5 or side == 120), name  # nothing is beside the line
             distance = np.linalg.norm(pixels[:, None] - visible, axis=-1)
             assert distance.min(axis=0).max() < 1.2, name  # and all of it is drawn, at whole pixels
 
 
-@pytest.mark.parametrize("words", [1, 10, 40])
+def draw(images, thetas, title=""):
+    """The figure of 16 images, uint8 (16, 1, 60, 60), by a model that predicts these thetas."""
+    model = stn.STNClassifier()
+    model.stn.theta = lambda _: thetas
+    return common.draw_figure(experiment(mean=0.4, std=0.2), model, images, title)
+
+
+def test_the_figure_shows_sixteen_tiles_three_times_with_a_line_between_them():
+    """Raw pixels, whatever is normalized: images, where the transformer looks in them, and what it returns."""
+    torch.manual_seed(0)
+    images, thetas = torch.randint(2, (16, 1, 60, 60), dtype=torch.uint8) * 255, torch.randn(16, 2, 3)
+    thetas[0] = THETAS["beyond the tile"]
+    figure = draw(images, thetas)
+    assert figure.shape == (550, 1485, 3) and len(np.unique(figure.astype(int) @ (1, 256, 65536))) <= 17
+    returned = stn.SpatialTransformer(60, fill=0.4).sample(images.float() / 255, thetas)  # fill is 0 once normalized
+    for i in range(16):
+        tiles = tile_of(images[i]), tile_of(images[i], thetas[i]), tile_of(returned[i])
+        for panel, (tile, left) in enumerate(zip(tiles, (9, 501, 993), strict=True)):
+            y, x = 58 + 121 * (i // 4), left + 121 * (i % 4)
+            shown = figure[y : y + 120, x : x + 120].astype(int)
+            assert abs(shown - tile // 17 * 17).max() <= (17 if panel == 2 else 0), (panel, i)  # which is rounded
+            assert i % 4 == 3 or (figure[y : y + 120, x + 120] == 85).all()  # a grey line, of 16 levels
+
+
+@pytest.mark.parametrize("words", [1, 40])
 def test_the_whole_title_is_in_the_figure(words):
     """The strip above the panels, where the title stands, is white at its right edge, and black not far from it."""
     title = "normalized, of a long name, " * words + "epoch 99, COLLAPSED in epoch 31"
-    figure, _ = draw(torch.zeros(16, 1, 28, 28, dtype=torch.uint8), affine(0, 1, 0, 0).expand(16, 2, 3), title)
+    figure = draw(torch.zeros(16, 1, 60, 60, dtype=torch.uint8), affine(0, 1, 0, 0).expand(16, 2, 3), title)
     (inked,) = np.nonzero((figure[:30] < 128).any(axis=(0, 2)))
     assert inked.max() < figure.shape[1] - 8
     size = max(s for s in range(1, 17) if ImageFont.load_default(s).getlength(title) < figure.shape[1] - 18)

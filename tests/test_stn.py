@@ -107,7 +107,7 @@ def test_a_sample_is_the_bilinear_formula_inside_on_the_border_and_outside(fill)
     assert 3 * 35 < outside < 6 * 3 * 35  # more than the one map that was put there
 
 
-def test_scale_is_the_side_of_the_sampled_region():
+def test_scale_is_the_side_of_the_sampled_region_and_its_gradient_finite_where_that_is_flat():
     rotation = turn(30) + torch.tensor([[0, 0, 0.3], [0, 0, -0.1]])
     mirror = torch.tensor([[-1.0, 0, 0], [0, 1, 0]])
     stretch = torch.tensor([[2.0, 0, 0], [0, 0.5, 0]])
@@ -115,9 +115,6 @@ def test_scale_is_the_side_of_the_sampled_region():
     for theta, side in ((rotation, 1), (0.7 * rotation, 0.7), (mirror, 1), (stretch, 1), (flat, 0)):
         assert scale(theta[None]).item() == pytest.approx(side, abs=1e-6)
     assert scale(torch.stack([rotation, 0.5 * rotation])).item() == pytest.approx(0.75)
-
-
-def test_the_gradient_of_scale_is_finite_where_the_map_is_flat():
     theta = torch.stack([2 * EYE, torch.tensor([[1.0, 1, 0], [1, 1, 0]]), 0 * EYE]).requires_grad_()
     scale(theta).backward()
     assert torch.allclose(theta.grad[0], EYE / 2 / 3) and not theta.grad[1:].any()  # d sqrt(ad - bc), of three maps
@@ -129,10 +126,8 @@ def test_inside_is_the_fraction_of_grid_points_within_the_image():
     for theta, fraction in ((EYE, 1), (0.5 * EYE, 1), (2 * EYE, 1 / 4), (right, 1 / 2), (away, 0)):
         assert inside(theta[None]).item() == fraction
     assert inside(torch.stack([EYE, right, away, away])).item() == 0.375
-    assert inside(2 * EYE[None], out_size=4).item() == 1 / 4
     wide = torch.tensor([[2.0, 0, 0], [0, 1.4, 0]])[None]
     assert inside(wide, out_size=(3, 8)).item() == 4 / 8  # all rows: the outer ones are at +-2/3
-    assert inside(wide, out_size=(8, 3)).item() == 6 / 8 * 1 / 3
     many = maps(300, 0.5)  # which are taken in parts
     grid = F.affine_grid(many, [300, 1, 28, 28], align_corners=False)
     assert inside(many).item() == pytest.approx((grid.abs() <= 1).all(dim=-1).double().mean().item(), rel=1e-6)
@@ -146,7 +141,6 @@ def test_spread_is_how_far_the_centres_differ_between_images():
     theta[:, :, 2] = theta[:, :, 2].flip(1)
     assert spread(theta).item() == pytest.approx(along_x)
     assert spread(maps(1).expand(50, 2, 3)).item() == pytest.approx(0, abs=1e-6)  # one map for all
-    assert spread(maps(1)).item() == 0  # and no NaN
     # a digit's centre is randint(60 - 28) + 14 pixels from the edge, the canvas has 60 of them and a side of 2
     centres = (torch.arange(32) + 14) / 60 * 2 - 1
     digits = torch.cat([torch.zeros(1024, 2, 2), torch.cartesian_prod(centres, centres)[:, :, None]], dim=2)
@@ -204,30 +198,22 @@ def test_sizes_and_shapes_are_refused_with_what_was_given_and_what_is_wanted():
         with pytest.raises(ValueError, match=f"in_size is {shown}, .* at least 18 x 18"):
             SpatialTransformer(size)
     assert SpatialTransformer(18)(torch.zeros(1, 1, 18, 18)).shape == (1, 1, 28, 28)
-    for size in ((60,), (60, 60, 1), (60, 60.0), 0, -3, (28, np.int64(0)), "60", np.float64(60), None):
+    for size in ((60, 60, 1), (60, 60.0), 0, None):
         for sizes in ({"in_size": size}, {"in_size": 60, "out_size": size}):
             with pytest.raises(ValueError, match="a size is .*, but should be a side in pixels or .height, width."):
                 SpatialTransformer(**sizes)
 
     model, rgb = STNClassifier(), SpatialTransformer((40, 64), channels=3)
-    for module, shape, wanted in (
-        (model, (2, 1, 28, 28), "N, 1, 60, 60"),
-        (model, (2, 3, 60, 60), "N, 1, 60, 60"),
-        (model, (1, 60, 60), "N, 1, 60, 60"),
-        (rgb, (2, 3, 64, 40), "N, 3, 40, 64"),
-        (rgb, (2, 40, 64, 3), "N, 3, 40, 64"),
-    ):
+    for module, shape, wanted in ((model, (1, 60, 60), "N, 1, 60, 60"), (rgb, (2, 3, 64, 40), "N, 3, 40, 64")):
         with pytest.raises(ValueError) as error:
             module(torch.zeros(shape))
         assert str(error.value) == f"images are {list(shape)}, but should be [{wanted}]"
 
 
 @pytest.mark.parametrize("how", ["export", "trace", "script", "fx"])
-@pytest.mark.parametrize("size", [{"in_size": 60, "fill": -0.4}, {"in_size": (40, 64), "out_size": 20, "channels": 3}])
-def test_what_is_exported_traced_or_scripted_gives_the_same_values_for_any_batch(how, size):
-    transformer = moving(**size)
-    shape = (transformer.channels, *transformer.in_size)
-    example, images = torch.rand(2, *shape), torch.rand(7, *shape)
+def test_what_is_exported_traced_or_scripted_gives_the_same_values_for_any_batch(how):
+    transformer = moving(in_size=(40, 64), out_size=20, channels=3, fill=-0.4)
+    example, images = torch.rand(2, 3, 40, 64), torch.rand(7, 3, 40, 64)
     if how == "export":
         batch = {0: torch.export.Dim("batch")}
         other = torch.export.export(transformer, (example,), dynamic_shapes=(batch,)).module()
@@ -251,9 +237,8 @@ def test_under_autocast_points_are_sampled_where_they_should_be():
     ramp = torch.arange(512).expand(512, 512) / 512
     theta = torch.stack([0.5 * EYE, 0.4 * turn(30), 0.3 * EYE + torch.tensor([[0, 0, 0.31], [0, 0, -0.27]])])
     with torch.autocast("cpu", torch.bfloat16):
-        sampled = SpatialTransformer(512, 57, channels=2).sample(
-            torch.stack([ramp, ramp.T]).expand(3, 2, -1, -1), theta
-        )
+        transformer = SpatialTransformer(512, 57, channels=2)
+        sampled = transformer.sample(torch.stack([ramp, ramp.T]).expand(3, 2, -1, -1), theta)
     grid = F.affine_grid(theta.double(), [3, 1, 57, 57], align_corners=False)
     pixels = ((grid + 1) * 512 - 1).permute(0, 3, 1, 2) / 2
     assert (sampled.double() * 512 - pixels).abs().max() < 0.01
@@ -270,23 +255,19 @@ def test_under_autocast_theta_is_as_precise_as_the_last_layers_weights():
     assert len(theta.unique()) == theta.numel()  # not rounded to the few numbers of 8 bits near 1
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_in_half_of_the_precision_the_grid_is_still_in_the_whole_of_it(dtype):
-    transformer = moving(in_size=60, fill=-0.42).to(dtype)
-    images = torch.rand(4, 1, 60, 60).to(dtype)
+def test_in_half_of_the_precision_the_grid_is_still_in_the_whole_of_it():
+    transformer = moving(in_size=60, fill=-0.42).bfloat16()
+    images = torch.rand(4, 1, 60, 60).bfloat16()
     theta = transformer.theta(images)
-    seen = transformer(images)
-    assert theta.dtype == seen.dtype == dtype and seen.isfinite().all()
     wanted = SpatialTransformer(60, fill=transformer.fill.item()).sample(images.float(), theta.float())
-    assert torch.equal(seen, wanted.to(dtype))
+    assert torch.equal(transformer(images), wanted.bfloat16()) and theta.dtype == torch.bfloat16
     assert inside(theta) == inside(theta.float()) and inside(theta).dtype == torch.float32
 
 
 def test_fill_is_a_number_or_a_sequence_of_one_for_each_channel():
     fill = (-2.1, -2.0, -1.8)
-    for given in (list(fill), np.array(fill), torch.tensor(fill)):
-        assert SpatialTransformer(60, channels=3, fill=given).fill.flatten().tolist() == pytest.approx(fill)
-    for wrong in (math.nan, math.inf, (0.1, 0.2), (0.1, math.nan, 0.2), ()):
+    assert SpatialTransformer(60, channels=3, fill=np.array(fill)).fill.flatten().tolist() == pytest.approx(fill)
+    for wrong in (math.nan, (0.1, 0.2), (0.1, math.inf, 0.2)):
         with pytest.raises(ValueError, match=re.escape(f"fill is {wrong}, but should be")):
             SpatialTransformer(60, channels=3, fill=wrong)
 

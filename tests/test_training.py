@@ -133,53 +133,34 @@ def test_training_is_the_plain_loop_and_its_figures_are_those_of_the_steps(bound
         assert torch.allclose(a, b, rtol=0, atol=1e-12)
 
 
-def test_motion_is_that_of_every_sixteenth_step_on_its_batch_before_and_after_it(digits):
-    """Against the loop written out, on 17 batches, so that the first and the last step are measured."""
-    images, labels = digits
-    fast = experiment(dataset="mnist")
-    network = common.make_network(fast)
-    plain = copy.deepcopy(network.model)
-    optimizer = torch.optim.SGD(plain.parameters(), lr=0.01)
-    torch.manual_seed(5)
-    row = common.train(fast, network, images, labels)
-    torch.manual_seed(5)
-    plain.train()
-    motions = []
-    for step, index in enumerate(torch.randperm(len(images)).split(64)):
-        batch = (images[index].float() / 255 - 0.1307) / 0.3081
-        optimizer.zero_grad()
-        F.cross_entropy(plain(batch), labels[index]).backward()
-        before = plain.stn.theta(batch).detach()
-        optimizer.step()
-        maps = before, plain.stn.theta(batch).detach()
-        grids = [F.affine_grid(theta, [64, 1, 200, 200], align_corners=False) for theta in maps]
-        moved = ((grids[1] - grids[0]) * 14).square().sum(dim=3).mean().sqrt().item()  # a unit is 14 pixels
-        motions += [moved] if step in (0, 16) else []
-    assert row["stn/motion"] == pytest.approx(np.median(motions), rel=1e-3) and len(motions) == 2
-    assert row["stn/motion_max"] == pytest.approx(max(motions), rel=1e-3) and row["stn/limited"] == 0
+def test_motion_and_drift_are_those_of_the_loop_written_out(digits, monkeypatch):
+    """Motion of every 16th step on its batch, before and after it; drift of the first 64 images over windows of steps.
 
-
-def test_drift_is_that_of_the_first_64_images_over_windows_of_64_steps_that_begin_with_the_epoch(digits):
-    """Against the loop written out, on 130 batches of 8; in eval mode, and without a trace in the run."""
+    On 130 batches of 8, in eval mode, and without a trace in the run.
+    """
     images, labels = (part[:1040] for part in digits)
     fast = experiment(dataset="mnist")
     network = common.make_network(fast)
     plain = copy.deepcopy(network.model)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.01)
-    monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(common, "BATCH_SIZE", 8)
     torch.manual_seed(5)
     row = common.train(fast, network, images, labels)
-    monkeypatch.undo()
+
     torch.manual_seed(5)
-    followed, thetas = (images[:64].float() / 255 - 0.1307) / 0.3081, []
+    batches, thetas, motions = (images.float() / 255 - 0.1307) / 0.3081, [], []
     for index in torch.randperm(1040).split(8):
-        thetas.append(plain.eval().stn.theta(followed).detach())
-        batch = (images[index].float() / 255 - 0.1307) / 0.3081
+        thetas.append(plain.eval().stn.theta(batches[:64]).detach())
+        before = plain.stn.theta(batches[index]).detach()
         optimizer.zero_grad()
-        F.cross_entropy(plain.train()(batch), labels[index]).backward()
+        F.cross_entropy(plain.train()(batches[index]), labels[index]).backward()
         optimizer.step()
-    assert len(thetas) == 130
+        maps = before, plain.eval().stn.theta(batches[index]).detach()
+        grids = [F.affine_grid(theta, [8, 1, 200, 200], align_corners=False) for theta in maps]
+        motions.append(((grids[1] - grids[0]) * 14).square().sum(dim=3).mean().sqrt().item())  # a unit is 14 pixels
+    measured = motions[::16]
+    assert row["stn/motion"] == pytest.approx(np.median(measured), rel=1e-3) and len(measured) == 9
+    assert row["stn/motion_max"] == pytest.approx(max(measured), rel=1e-3) and row["stn/limited"] == 0
     for name, steps in (("", 64), ("_16", 16)):
         pairs = [(thetas[i], thetas[i + steps]) for i in range(0, 130 - steps, steps)]
         drifts = [(stn.motion(*pair, 1) / stn.scale(pair[1])).item() for pair in pairs]
@@ -250,9 +231,7 @@ def row(epoch, train_loss=1.0, inside=0.5):
 def test_collapse_is_the_first_epoch_with_less_than_a_twentieth_inside():
     assert common.collapsed([]) is None
     assert common.collapsed([row(1), row(2, inside=0.05)]) is None
-    assert common.collapsed([row(1, inside=0.0)]) == 1
-    assert common.collapsed([row(1), row(2, inside=0.049)]) == 2
-    assert common.collapsed([row(1), row(2, inside=0.0), row(3), row(4, inside=0.0)]) == 2  # it came back meanwhile
+    assert common.collapsed([row(1), row(2, inside=0.049), row(3), row(4, inside=0.0)]) == 2  # it came back meanwhile
 
 
 def test_a_solution_is_lost_when_the_loss_stays_above_one_and_a_half_times_its_minimum_for_five_epochs():
@@ -261,16 +240,13 @@ def test_a_solution_is_lost_when_the_loss_stays_above_one_and_a_half_times_its_m
 
     assert common.lost_solution(history(2.0, 1.0, *[1.51] * 4, 1.4, *[1.51] * 4)) is None
     assert common.lost_solution(history(2.0, 1.0, *[1.5] * 9)) is None
-    assert common.lost_solution(history(2.0, 1.0, *[1.51] * 5)) == 3
     assert common.lost_solution(history(2.0, 1.0, 1.6, 0.5, *[0.8] * 5, 0.1)) == 5
 
 
 def test_a_run_fails_in_the_epoch_in_which_it_first_does_either():
     lasts = [row(epoch) for epoch in range(1, 9)]
-    assert common.failed([]) is None and common.failed(lasts) is None
-    assert common.failed([*lasts, row(9, inside=0.0)]) == 9
     lost = [*lasts, *(row(epoch, 1.6) for epoch in range(9, 14))]
-    assert common.failed(lost) == 9 and common.failed(lost[:-1]) is None
+    assert common.failed(lasts) is None and common.failed(lost[:-1]) is None
     assert common.failed([*lost, row(14, inside=0.0)]) == 9
     assert common.failed([row(1, inside=0.0), *lost[1:]]) == 1
 
@@ -278,54 +254,48 @@ def test_a_run_fails_in_the_epoch_in_which_it_first_does_either():
 # ------------------------------------------------------------------------------------------------- what is gone on with
 
 
-def test_a_stopped_run_with_a_schedule_and_optimizer_state_ends_with_the_same_numbers(log_dir, tmp_path):
-    """Experiment 32's: Adam, whose rate falls along half a cosine."""
-    halves = tmp_path / "halves" / "runs"
-    halves.mkdir(parents=True)
-    for folder, epochs in ((log_dir, 3), (halves, 2), (halves, 3)):
-        assert run(folder, *PLAIN, f"--epochs={epochs}", number=32).code == 0
-    name = "classification_experiment_32_mnist_limit384"
-    states = [common.load_state(folder / name / "checkpoint.pt") for folder in (log_dir, halves)]
-    for key in states[0]["model"]:
-        assert torch.equal(states[0]["model"][key], states[1]["model"][key])
-    assert states[0]["scheduler"] == states[1]["scheduler"] and states[0]["scheduler"]["last_epoch"] == 3
-    (group,) = states[0]["optimizer"]["param_groups"]
-    assert group["lr"] == pytest.approx(0.001 * (1 + np.cos(np.pi * 3 / 100)) / 2, rel=1e-9)
-    assert "CosineAnnealingLR(T_max=100" in states[0]["settings"]["scheduler"]
+HALVES = {  # experiment: its runs, images and epochs
+    32: (("",), 384, 3),  # a rate that falls along half a cosine
+    36: (("_adam", "_sgd", "_momentum"), 2560, 2),  # a rate that follows drift; 40 steps an epoch, less than a window
+}
 
 
-def test_a_stopped_run_whose_rate_follows_the_drift_ends_with_the_same_numbers(log_dir, tmp_path):
-    """Experiment 36's; 100 steps an epoch, so that it ends within a window."""
+@pytest.mark.parametrize("number", HALVES)
+def test_a_stopped_run_with_a_schedule_and_optimizer_state_ends_with_the_same_numbers(log_dir, tmp_path, number):
+    variants, limit, epochs = HALVES[number]
     halves = tmp_path / "halves" / "runs"
     halves.mkdir(parents=True)
-    options = "--limit=6400", "--dataset=mnist"
-    for folder, epochs in ((log_dir, 2), (halves, 1), (halves, 2)):
-        assert run(folder, *options, f"--epochs={epochs}", number=36).code == 0
-    for name in ("adam", "sgd", "momentum"):
-        name = f"classification_experiment_36_{name}_mnist_limit6400"
+    for folder, last in ((log_dir, epochs), (halves, epochs - 1), (halves, epochs)):
+        assert run(folder, f"--limit={limit}", "--dataset=mnist", f"--epochs={last}", number=number).code == 0
+    for variant in variants:
+        name = f"classification_experiment_{number}{variant}_mnist_limit{limit}"
         assert result(log_dir / name) == result(halves / name)
-        states = [common.load_state(folder / name / "checkpoint.pt")["drift_lr"] for folder in (log_dir, halves)]
-        assert states[0].pop("before").equal(states[1].pop("before")) and states[0] == states[1]
-        assert states[0]["steps"] == 200 and read_metrics(log_dir / name)["stn/rate"][-1] == states[0]["rate"]
+        states = [common.load_state(folder / name / "checkpoint.pt") for folder in (log_dir, halves)]
+        if number == 32:
+            assert states[0]["scheduler"] == states[1]["scheduler"] and states[0]["scheduler"]["last_epoch"] == 3
+            (group,) = states[0]["optimizer"]["param_groups"]
+            assert group["lr"] == pytest.approx(0.001 * (1 + np.cos(np.pi * 3 / 100)) / 2, rel=1e-9)
+            assert "CosineAnnealingLR(T_max=100" in states[0]["settings"]["scheduler"]
+        else:
+            schedules = [state["drift_lr"] for state in states]
+            assert schedules[0].pop("before").equal(schedules[1].pop("before")) and schedules[0] == schedules[1]
+            assert schedules[0]["steps"] == 80
+            assert schedules[0]["rate"] == read_metrics(log_dir / name)["stn/rate"][-1]
 
 
 def test_a_run_of_an_older_format_goes_on_and_what_it_did_not_measure_is_an_empty_cell(short_run, log_dir):
-    """Begun before there were motion, active, limits, penalties and schedules."""
+    """Begun before there were motion, active, limits, penalties and schedules, and its code was kept."""
     folder = shutil.copytree(short_run.folder, log_dir / short_run.folder.name)
-    state, new = (
-        common.load_state(folder / "checkpoint.pt"),
-        ("stn/motion", "stn/motion_max", "stn/limited", "stn/active"),
-    )
+    state = common.load_state(folder / "checkpoint.pt")
     for name in ("max_motion", "scheduler", "penalty", "drift", "data"):
         del state["settings"][name]
     state["settings"]["transformer"] = "class SpatialTransformer(nn.Module): as it was described then"
     del state["code"]
     for measured in state["history"]:
-        for name in new:
-            del measured[name]
+        del measured["stn/motion"], measured["stn/active"]
     torch.save(state, folder / "checkpoint.pt")
     assert run(log_dir, *PLAIN, "--epochs=3").code == 0
     metrics = read_metrics(folder)
     assert metrics["epoch"].tolist() == [1, 2, 3] and np.isfinite(metrics["test/loss"]).all()
-    for name in new:
+    for name in ("stn/motion", "stn/active"):
         assert np.isnan(metrics[name]).tolist() == [True, True, False]
