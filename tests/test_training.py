@@ -82,7 +82,7 @@ def test_a_seed_decides_the_first_weights_and_how_each_epoch_is_shuffled(log_dir
         assert all(torch.equal(states[-1][key], fresh[key]) for key in fresh)
     assert seeds == [1, 2, 120_001, 120_002]
     begun_alike = {key for key in states[0] if torch.equal(states[0][key], states[1][key])}
-    assert begun_alike == {"stn.fc_loc.2.weight", "stn.fc_loc.2.bias"}  # 0, and the identity
+    assert begun_alike == {"stn.fc_loc.2.weight", "stn.fc_loc.2.bias", "stn.fill"}  # 0, the identity, and 0
 
 
 # ---------------------------------------------------------------------------------------------------- how it is trained
