@@ -1,6 +1,7 @@
 """What tables and figures read out of the CSV files: runs, and what became of them."""
 
 import math
+import re
 from collections import Counter
 from itertools import groupby
 from statistics import median
@@ -64,7 +65,8 @@ def group(runs):
 def optimizer_kind(run):
     """What figures and tables tell optimizers apart by: "SGD", "SGD, momentum" or "Adam"."""
     kind = run["optimizer"].partition("(")[0]
-    return f"{kind}, momentum" if "momentum" in run["optimizer"] else kind
+    has_momentum = re.search(r"\bmomentum=", run["optimizer"])  # one cycle adds a max_momentum, Adam's beta1
+    return f"{kind}, momentum" if has_momentum else kind
 
 
 def without_repeats(runs):
