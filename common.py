@@ -462,8 +462,6 @@ def train(experiment, network, images, labels):
     batch, and the fraction that was shortened; `drift_figures` of the first 64 images; `localization_rate`.
     """
     model, optimizer = network.model.train(), network.optimizer
-    if hasattr(optimizer, "train"):  # of schedule-free optimizers, whose averaged weights are tested
-        optimizer.train()
     total, norms, motions, shortened = torch.zeros((), device=images.device), [], [], 0
     followed = experiment.normalize(images[:DRIFT_IMAGES])
     thetas = [predict_theta(model, followed)]
@@ -905,6 +903,8 @@ def run_epochs(folder, network, train_set, test_set, args):
     for epoch in trange(begun + 1, args.epochs + 1, initial=begun, total=args.epochs, unit="epoch", **BAR):
         torch.manual_seed(10_000 * experiment.seed + epoch)  # so that going on needs no random state
         started = time.perf_counter()
+        if hasattr(network.optimizer, "train"):  # of schedule-free optimizers, whose averaged weights are tested
+            network.optimizer.train()
         row = {"epoch": epoch} | train(experiment, network, *train_set)
         if hasattr(network.optimizer, "eval"):
             network.optimizer.eval()
