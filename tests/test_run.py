@@ -251,6 +251,23 @@ def test_a_sweep_can_be_given_one_more_value(log_dir, tmp_path):
         assert ended.code == 0 and len(list(log_dir.iterdir())) == count, ended.err
 
 
+def test_a_script_that_is_changed_while_its_runs_go_on_is_recorded_as_it_was(log_dir, tmp_path, monkeypatch):
+    root = write_script(tmp_path / "scripts", SWEEP.replace("RATES", "[0.1, 0.2]"))
+    script, train = root / "classification_experiment_1.py", common.train
+    text = script.read_text()
+
+    def train_and_change_it(*args):
+        script.write_text(text.replace("mean=0.5", "mean=0.7"))
+        return train(*args)
+
+    ended = run(log_dir, *PLAIN, root=root, before=lambda: monkeypatch.setattr(common, "train", train_and_change_it))
+    assert ended.code == 0 and script.read_text() != text, ended.err
+    for rate in ("0.1", "0.2"):
+        folder = log_dir / f"classification_experiment_1_{rate}_mnist_limit384"
+        assert json.loads((folder / "run.json").read_text())["mean"] == 0.5
+        assert (folder / "code" / script.name).read_text() == text
+
+
 def test_two_runs_of_a_script_need_variants(log_dir, tmp_path):
     """The first run is there, and stays; no advice may lead to its removal."""
     root = write_script(tmp_path / "scripts", SWEEP.replace("RATES", "[0.1, 0.2]").replace("variant=rate, ", ""))
