@@ -74,12 +74,11 @@ def replay(folder, epoch):
     first = max(0, (epoch - 2) // common.FIGURE_EVERY * common.FIGURE_EVERY)
     saved.load(first)
     torch.set_num_threads(run["threads"])
-    train_set, _ = saved.canvases()
     before, steps = [], record(saved.model, saved.optimizer)
     for now in range(first + 1, epoch + 1):
         before = steps.copy()
         steps.clear()
-        loss = saved.train_epoch(now, *train_set)["train/loss"]
+        loss = saved.train_epoch(now)["train/loss"]
         wanted = run["history"][now - 1]["train/loss"]
         if loss != wanted:
             raise RunError(

@@ -147,29 +147,6 @@ def all_results(runs):
     return markdown(columns, study.group(runs))
 
 
-def early_scales(runs):
-    return [median_of(run["history"][20:30], "stn/scale") for run in runs]
-
-
-def scale_changes(runs):
-    """How far each run's scale has come from its early epochs to its last."""
-    pairs = zip(early_scales(runs), over_last_10(runs, "stn/scale"), strict=True)
-    return [late - early for early, late in pairs if None not in (early, late)]
-
-
-def scale_creep(runs):
-    """Whether the transformers of the runs that lasted zoom in or out after the first 30 epochs."""
-    lasted = [run for run in not_stopped(runs) if run["failed"] is None and len(run["history"]) >= 40]
-    columns = [
-        ("experiment", experiment_label),
-        ("runs that lasted", len),
-        ("scale in epochs 21 to 30", lambda seeds: middle_and_range(early_scales(seeds))),
-        ("over the last 10 epochs", lambda seeds: middle_and_range(over_last_10(seeds, "stn/scale"))),
-        ("change", lambda seeds: middle_and_range(scale_changes(seeds))),
-    ]
-    return markdown(columns, study.group(lasted))
-
-
 # ----------------------------------------------------------------------------------------- tables that answer something
 
 CURES = {  # what to change in one's own code, by the experiment and variant that tried it
@@ -405,7 +382,7 @@ def speed(rows):
 def make_tables(assets=ASSETS):
     """Returns {marker: table in Markdown, ending in a newline} of the CSV files in a folder."""
     read = study.read_all(assets)
-    of_runs = (all_results, scale_creep, cures, drift_dose, steered)
+    of_runs = (all_results, cures, drift_dose, steered)
     tables = {function.__name__: function(read.counted) for function in of_runs}
     tables |= {"foretold": foretold(read.runs), "rivals": rivals(read.runs)}
     return tables | {"elsewhere": elsewhere(read.elsewhere), "speed": speed(read.speed)}

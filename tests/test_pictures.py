@@ -1,7 +1,6 @@
-"""The pictures that are made of run folders: the states of a transformer, two runs side by side, and smaller GIFs."""
+"""The pictures that are made of run folders: the states of a transformer, and smaller GIFs."""
 
 import json
-import shutil
 
 import imageio.v3 as imageio
 import numpy as np
@@ -30,31 +29,6 @@ def test_states_are_what_the_saved_weights_do_to_the_first_eight_test_images(who
     assert np.allclose(states["seen"][1] / 255, seen[:, 0], atol=0.003)
 
 
-def test_the_comparison_has_a_frame_for_every_weights_file_that_both_runs_have(whole_run, tmp_path, monkeypatch):
-    other = shutil.copytree(whole_run.folder, tmp_path / "other")
-    for name in ("best", "._005"):  # no epochs of the run
-        shutil.copy(other / "weights" / "000.pt", other / "weights" / f"{name}.pt")
-    pictures.make_comparison([whole_run.folder, other], tmp_path)
-    frames = imageio.imread(tmp_path / "comparison.gif")
-    assert frames.shape[:3] == (3, pictures.HEIGHT, pictures.WIDTH)
-    top, bottom = pictures.HEAD, pictures.HEAD + pictures.SHOWN
-    starts = pictures.MARGIN, 2 * pictures.MARGIN + pictures.PANEL
-    left, right = (frames[1][top:bottom, start : start + pictures.PANEL] for start in starts)
-    assert np.array_equal(left, right)  # the same run twice
-    curves = [(frame[bottom:, :, 2] > frame[bottom:, :, 0] + 100.0).sum() for frame in frames]
-    assert curves[0] == 0 < curves[1] < curves[2]  # the accuracy so far
-
-    saved = SavedRun(whole_run.folder)
-    images, theta, seen = pictures.first_digits(saved), torch.randn(8, 2, 3), torch.rand(8, 1, 28, 28)
-    monkeypatch.setattr(pictures, "look", lambda *_: (theta, seen))
-    shown = pictures.draw_frame(images, [saved, saved], 5)[top:bottom, starts[1] : starts[1] + pictures.PANEL]
-    for i in (0, 7):
-        y, x = i // 4 * 121, i % 4 * 121
-        assert np.array_equal(shown[y:, x:][:120, :120], np.array(common.draw_tile(images[i], theta[i])) // 17 * 17)
-        returned = np.array(common.draw_tile(seen[i], side=60)) // 17 * 17
-        assert np.array_equal(shown[242:, 60 * i :][:60, :60], returned)
-
-
 @pytest.mark.parametrize("every, kept", [(2, [0, 2, 4]), (3, [0, 3, 4])])
 def test_a_thin_gif_has_every_nth_frame_and_the_last(every, kept, tmp_path):
     imageio.imwrite(tmp_path / "all.gif", np.stack([np.full((9, 9, 3), 50 * i, np.uint8) for i in range(5)]))
@@ -65,9 +39,11 @@ def test_a_thin_gif_has_every_nth_frame_and_the_last(every, kept, tmp_path):
 def test_what_is_not_there_is_one_line_and_exit_code_1(whole_run, monkeypatch, capsys, tmp_path):
     for arguments, words in (
         (("gif", tmp_path / "none.gif", 2, tmp_path / "to.gif"), "none.gif"),
-        (("comparison", tmp_path, tmp_path), "holds no run"),
         (("states", "--row", "name", tmp_path, 5), "holds no run"),
-        (("states", "--row", "name", whole_run.folder, 6), "no weights of epoch 6: give one of those that it has"),
+        (
+            ("states", "--row", "name", whole_run.folder, 6),
+            "no weights of epoch 6: give one that it has, 000, 005, 007",
+        ),
     ):
         code, line = call(pictures, monkeypatch, capsys, *arguments)
         assert code == 1 and words in line
@@ -76,6 +52,6 @@ def test_what_is_not_there_is_one_line_and_exit_code_1(whole_run, monkeypatch, c
 def test_the_digits_come_from_the_run_s_own_data_dir(whole_run, monkeypatch):
     asked, load = [], common.load_images
     monkeypatch.setattr(common, "load_images", lambda *arguments: asked.append(arguments) or load(*arguments))
-    SavedRun(whole_run.folder).canvases()
+    SavedRun(whole_run.folder)
     told = json.loads((whole_run.folder / "run.json").read_text())
     assert asked == [("cluttered", told["data_dir"], "embedded", 384)]

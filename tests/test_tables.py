@@ -57,18 +57,6 @@ def test_a_failure_says_which_event_it_was(epochs, cell):
     assert tables.failure(run(epochs)) == cell
 
 
-def test_whether_scale_creeps_is_told_of_the_runs_that_lasted():
-    scales = [1.0] * 20 + [0.8] * 10 + [3.0] * 10 + [0.9] * 10
-    lasts = [row | {"stn/scale": scale} for row, scale in zip(LASTS, scales, strict=False)]
-    zooms_in = [row | {"stn/scale": 0.8 - row["epoch"] / 500} for row in LASTS]
-    runs = [run(lasts, epochs=50), run(LOSES, seed=1), run(lasts, seed=2), run(lasts[:30], 2, epochs=30)]
-    runs += [run(zooms_in, 10), run([row | {"stn/scale": 0.7} for row in LASTS], 10, seed=1)]
-    assert rows(tables.scale_creep(runs)) == [
-        ["1: made up", "1", "0.80", "0.90", "0.10"],
-        ["10: made up", "2", "0.72 (0.70 to 0.75)", "0.65 (0.61 to 0.70)", "-0.07 (-0.14 to 0.00)"],
-    ]
-
-
 def test_cures_have_a_row_each_in_the_order_of_the_list():
     better = history(*[(1.0, 95.0, 0.9)] * 95, *[(1.0, 85.0, 0.9)] * 5, **{"stn/scale": 0.6, "stn/spread": 0.3})
     one_map = history(*[WELL] * 100, **{"stn/spread": 0.001})
@@ -146,12 +134,12 @@ def test_what_older_runs_lack_is_a_dash_in_every_table(tag):
     runs = [run(older, experiment) for experiment in (1, 18)]
     runs += [run(older, 36, variant="adam"), run(older[:20], 37, variant="adam_0.1", drift=0.1, epochs=20)]
     whole = [other | {"history": LASTS[: other["epochs"]]} for other in runs]
-    for make in (tables.all_results, tables.scale_creep, tables.cures, tables.drift_dose, tables.steered):
+    for make in (tables.all_results, tables.cures, tables.drift_dose, tables.steered):
         lines, wanted = rows(make(runs)), rows(make(whole))
         assert len(lines) == len(wanted) > 0
         for cells, others in zip(lines, wanted, strict=True):
             assert all(cell in (other, "-") for cell, other in zip(cells, others, strict=True)), make
-    has_column = {"stn/scale": tables.scale_creep, "stn/spread": tables.all_results, "stn/drift": tables.drift_dose}
+    has_column = {"stn/scale": tables.cures, "stn/spread": tables.all_results, "stn/drift": tables.drift_dose}
     if tag in has_column:
         assert "| - " in has_column[tag](runs)
     assert tables.foretold(runs) and tables.rivals(runs)
