@@ -13,7 +13,6 @@ Adam a quarter of an hour.
 """
 
 import inspect
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -245,16 +244,10 @@ def make_schedule(setting, model, followed, steered):
     return optimizer, stn.DriftLR(optimizer, model.theta, followed)
 
 
-def median_of(values):
-    return float(np.median(values)) if values else None
-
-
 def train(setting, lines, seed, train_set, test_set):
     """Trains a network with these lines, and returns a row of elsewhere.csv every `setting.every` steps.
 
-    Drift is the median of the windows since the last row, of the first 64 training images. Motion is the median of the
-    steps since then, of each step's first 16 images, in pixels; limited the fraction of these steps that were
-    shortened; both where steps are limited. Seconds are those that the processor spent on the training until then.
+    Drift is the median of the windows since the last row, if there were any, of the first 64 training images.
     """
     changes = LINES[lines]
     torch.manual_seed(seed)
@@ -266,16 +259,15 @@ def train(setting, lines, seed, train_set, test_set):
     optimizer, schedule = make_schedule(setting, model, followed, "steered" in changes)
     run = {name: getattr(setting, name) for name in ("network", "images", "optimizer")}
     run |= {"lines": lines, "pixels": LIMIT if "limited" in changes else None, "seed": seed}
-    rows, taken, drifts, seconds, started = [], [], [], 0.0, time.process_time()
+    rows, drifts = [], []
     before = predict(model, followed)
     for step, index in zip(range(1, setting.steps + 1), shuffled(len(images), setting.batch_size), strict=False):
         batch = (images[index] / 255 - setting.mean) / setting.std
         optimizer.zero_grad()
         F.nll_loss(model(batch), labels[index]).backward()
         if "limited" in changes:
-            with stn.limit_motion(model.theta, batch[:16], (model.backbone, model.localization), LIMIT) as moved:
+            with stn.limit_motion(model.theta, batch[:16], (model.backbone, model.localization), LIMIT):
                 optimizer.step()
-            taken.append(moved)
         else:
             optimizer.step()
         if schedule:
@@ -285,12 +277,9 @@ def train(setting, lines, seed, train_set, test_set):
             drifts.append(stn.drift(before, after).item())
             before = after
         if step % setting.every == 0:
-            seconds += time.process_time() - started
-            row = {"motion": median_of([each.motion.item() for each in taken]), "drift": median_of(drifts)}
-            row |= {"limited": float(np.mean([each.kept < 1 for each in taken])) if taken else None}
-            row |= {"rate": schedule.rate if schedule else None, "seconds": seconds}
+            row = {"drift": float(np.median(drifts)) if drifts else None, "rate": schedule.rate if schedule else None}
             rows.append(run | {"step": step} | test(setting, model, *test_set) | row)
-            taken, drifts, started = [], [], time.process_time()
+            drifts = []
     return rows
 
 
