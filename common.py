@@ -32,7 +32,6 @@ from http.client import HTTPException
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import NamedTuple
-from urllib.error import URLError
 
 import imageio.v3 as imageio
 import numpy as np
@@ -98,24 +97,21 @@ def fetch_mnist(data_dir):
     raw = Path(data_dir, "MNIST", "raw")
     if all(check_integrity(raw / name, md5) for name, md5 in UNPACKED.items()):
         return  # nothing is written: the folder may be read-only
+    socket.setdefaulttimeout(10)
     try:
         raw.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problem = f"MNIST is not in {data_dir}, nor can be put there: give another --data-dir"
-        raise RunError(f"{problem} ({error})") from error
-    socket.setdefaulttimeout(10)
-    with tempfile.TemporaryDirectory(prefix=".download", dir=data_dir) as beside:
-        fresh = Path(beside, "MNIST", "raw")
-        fresh.mkdir(parents=True)
-        for archive in raw.glob("*.gz"):
-            shutil.copy(archive, fresh)  # torchvision downloads those that are not whole
-        try:
-            MNIST(beside, download=True)
-        except (RuntimeError, URLError, HTTPException, TimeoutError, ConnectionError) as error:
-            problem = f"MNIST is not in {data_dir}, or damaged, and cannot be downloaded: copy its files to {raw}"
-            raise RunError(f"{problem}, or use --digits embedded ({one_line(error)})") from error
-        for path in fresh.iterdir():
-            path.replace(raw / path.name)  # whole, whoever else does the same meanwhile
+        with tempfile.TemporaryDirectory(prefix=".download", dir=data_dir) as beside:
+            fresh = Path(beside, "MNIST", "raw")
+            fresh.mkdir(parents=True)
+            for archive in raw.glob("*.gz"):
+                shutil.copy(archive, fresh)
+            MNIST(beside, download=True)  # downloads the archives that are not whole, and unpacks all
+            for path in fresh.iterdir():
+                path.replace(raw / path.name)  # whole, whoever else does the same meanwhile
+    except (RuntimeError, HTTPException, OSError) as error:
+        problem = f"MNIST is not in {data_dir}, or damaged, and cannot be downloaded: copy its files to {raw}"
+        advice = f"or use --digits embedded, or another --data-dir ({one_line(error)})"
+        raise RunError(f"{problem}, {advice}") from error
 
 
 def load_digits(data_dir, digits="auto"):
@@ -125,7 +121,7 @@ def load_digits(data_dir, digits="auto"):
     them, as many of each class, without a network; "auto" for the first where they can be had, else for the second.
     Images are uint8 (N, 28, 28), 0 is black, labels int64 (N,), 0 to 9.
 
-    Raises RunError if `digits` is "full" and MNIST cannot be had, OSError if `data_dir` cannot be read or written.
+    Raises RunError if `digits` is "full" and MNIST cannot be had.
     """
     if digits != "embedded":
         try:
@@ -135,9 +131,7 @@ def load_digits(data_dir, digits="auto"):
         except RunError as error:
             if digits == "full":
                 raise
-            line = "!!! MNIST cannot be had: going on with the 5,000 EMBEDDED digits !!!"
-            bar = "!" * len(line)
-            say(f"{bar}\n{line}\n{bar}\n{error}", sys.stderr)
+            say(f"!!! MNIST cannot be had: going on with the 5,000 EMBEDDED digits !!!\n{error}", sys.stderr)
     with np.load(EMBEDDED) as file:
         images, labels = file["images"], file["labels"].astype(np.int64)
     return (images[:4000], labels[:4000]), (images[4000:], labels[4000:]), "embedded"
@@ -769,10 +763,9 @@ class RunFolder:
             self.writer.file_writer.add_summary(summary)
         rows = "".join(f"|{key}|{value}|\n" for key, value in (self.settings | self.facts).items())
         self.writer.add_text("run", f"|setting|value|\n|-|-|\n{rows}")
-        if self.saved:
-            for epoch in range(len(self.history) + 1):
-                ago = sum(row["time/epoch_seconds"] for row in self.history[epoch:])
-                self.add_events(self.history[:epoch], time.time() - ago)
+        for epoch in range(len(self.history) + 1):
+            ago = sum(row["time/epoch_seconds"] for row in self.history[epoch:])
+            self.add_events(self.history[:epoch], time.time() - ago)
         for path in earlier:
             path.unlink()
 

@@ -46,8 +46,6 @@ def check_images(images, channels: int, height: int, width: int):
 @fx.wrap
 def linear(features, weight, bias):
     """F.linear without autocast: in 8 bits, a region of 512 pixels could be placed to a pixel or two only."""
-    if torch.jit.is_scripting():
-        return F.linear(features, weight, bias)
     with torch.autocast(features.device.type, enabled=False):
         return F.linear(features.to(weight.dtype), weight, bias)
 
@@ -59,8 +57,6 @@ def affine_grid(theta, height: int, width: int):
     size = [theta.size(0), 1, height, width]
     if theta.size(0) == 0:
         return theta.new_empty([0, height, width, 2])
-    if torch.jit.is_scripting():
-        return F.affine_grid(theta, size, align_corners=False)
     with torch.autocast(theta.device.type, enabled=False):
         return F.affine_grid(theta, size, align_corners=False)
 

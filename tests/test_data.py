@@ -190,7 +190,7 @@ def test_a_download_that_fails_leaves_what_was_there_and_says_why_each_time(mnis
         assert common.load_digits(folder)[2] == "embedded" and contents(folder) == before
         lines = capsys.readouterr().err.splitlines()
         said = [line for line in lines if "!!!" in line or FAILURES[failure] in line]
-        assert len(said) == 4 and "5,000 EMBEDDED digits" in said[1] and FAILURES[failure] in said[3]
+        assert len(said) == 2 and "5,000 EMBEDDED digits" in said[0] and FAILURES[failure] in said[1]
         with pytest.raises(common.RunError) as error:
             common.load_digits(folder, "full")
         assert FAILURES[failure] in str(error.value) and "\n" not in str(error.value)

@@ -210,8 +210,8 @@ def test_sizes_and_shapes_are_refused_with_what_was_given_and_what_is_wanted():
         assert str(error.value) == f"images are {list(shape)}, but should be [{wanted}]"
 
 
-@pytest.mark.parametrize("how", ["export", "trace", "script", "fx"])
-def test_what_is_exported_traced_or_scripted_gives_the_same_values_for_any_batch(how):
+@pytest.mark.parametrize("how", ["export", "trace", "fx"])
+def test_what_is_exported_or_traced_gives_the_same_values_for_any_batch(how):
     transformer = moving(in_size=(40, 64), out_size=20, channels=3, fill=-0.4)
     example, images = torch.rand(2, 3, 40, 64), torch.rand(7, 3, 40, 64)
     if how == "export":
@@ -223,8 +223,8 @@ def test_what_is_exported_traced_or_scripted_gives_the_same_values_for_any_batch
             other(images[..., :30])
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TorchScript is deprecated, but in use
-            other = torch.jit.trace(transformer, example) if how == "trace" else torch.jit.script(transformer)
+            warnings.simplefilter("ignore")  # torch.jit is deprecated, but in use
+            other = torch.jit.trace(transformer, example)
     for batch in (example, images, images[:1]):
         assert torch.allclose(other(batch), transformer(batch), atol=1e-6)
 

@@ -180,7 +180,7 @@ def test_an_optimizer_that_wants_a_closure_is_refused_in_a_line_before_training(
 def test_where_the_data_folder_cannot_be_made_the_embedded_digits_are_taken(tmp_path):
     (tmp_path / "file").write_text("")
     assert common.load_digits(tmp_path / "file" / "data")[2] == "embedded"
-    with pytest.raises(common.RunError, match="give another --data-dir"):
+    with pytest.raises(common.RunError, match="another --data-dir"):
         common.load_digits(tmp_path / "file" / "data", "full")
 
 
