@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from PIL import Image, ImageColor
 
 from assets import ASSETS, Command, study
-from assets.tables import make_tables, of_cures, with_tables
+from assets.tables import make_tables, of_choices, with_tables
 from common import ORANGE, TILE, draw_tile, lost_solution, write
 
 WIDTH = 6  # inches
@@ -109,9 +109,9 @@ def draw_strip(axes, run, y):
 
 
 def timeline(read):
-    """A strip a run, a cell an epoch, of the experiments in the table of cures, in its order."""
+    """A strip a run, a cell an epoch, of the experiments in the table of choices, in its order."""
     places, titles, top = [], {}, 0.0
-    for runs in of_cures(read.counted):
+    for runs in of_choices(read.counted):
         title = f"{runs[0]['experiment']}: {runs[0]['title'].removeprefix('normalized, ')}"
         title = title.replace(" ", "\xa0").replace(",\xa0", ", ")  # it is broken at its commas alone
         lines = textwrap.wrap(title, 24, break_long_words=False)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from assets.records import read_runs, read_table, run_key, run_sort_key, settings_of
-from common import DATASETS, DEFAULTS, collapsed
+from common import DATASETS, DEFAULTS, collapsed, summarize
 
 FULL = {"digits": "full", "limit": DEFAULTS["limit"]}
 STANDARD = {"dataset": DEFAULTS["dataset"]} | FULL  # what experiments are compared by: all canvases of the full digits
@@ -69,11 +69,15 @@ def optimizer_kind(run):
     return f"{kind}, momentum" if has_momentum else kind
 
 
-def without_repeats(runs):
-    """The runs but for those of fewer epochs than most of the same setting have: repeats, for motion or drift.
+RUN_ON = ((9, 5), (9, 6))  # experiments and seeds of repeats that were run on since one of them had failed
 
-    Over fewer epochs fewer fail, so that they are in no count of failures.
+
+def without_repeats(runs):
+    """The runs but for repeats, for motion or drift: those of fewer epochs than most of the same setting have.
+
+    Over fewer epochs fewer fail, so that these are in no count of failures. Nor are those that were run on.
     """
+    runs = [run for run in runs if (run["experiment"], run["seed"]) not in RUN_ON]
     kept = []
     for seeds in group(runs):
         counts = Counter(run["epochs"] for run in seeds)
@@ -97,6 +101,12 @@ def was_stopped(run):
 def reaches(history, accuracy):
     """First epoch with that test accuracy in percent, or None."""
     return next((row["epoch"] for row in history if row["test/accuracy"] >= accuracy), None)
+
+
+def until(epoch, run):
+    """The run as it was after that epoch, or where it was stopped before."""
+    history = run["history"][:epoch]
+    return run | {"history": history, "epochs": epoch} | summarize(history)
 
 
 def off_the_image(inside):

@@ -6,6 +6,7 @@ A row is a list of runs, those that differ by their seed alone, where nothing el
 
 import math
 import re
+from collections import Counter
 from statistics import median
 
 from scipy import stats
@@ -149,63 +150,55 @@ def all_results(runs):
 
 # ----------------------------------------------------------------------------------------- tables that answer something
 
-CURES = {  # what to change in one's own code, by the experiment and variant that tried it
-    (1, None): "nothing: `SGD(lr=0.01)`",
-    (9, None): "nothing: `Adam(lr=0.001)`",
-    (19, None): "`LeakyReLU` alone, `Adam(lr=0.001)`",
-    (23, None): "`LeakyReLU` alone, `SGD(lr=0.01)`",
-    (20, None): "`limit_motion` alone, `Adam(lr=0.001)`",
-    (22, None): "`limit_motion` alone, `SGD(lr=0.01)`",
-    (21, None): "**both changes**, `Adam(lr=0.001)`",
-    (24, None): "**both changes**, `SGD(lr=0.01)`",
-    (25, None): "**both changes**, `SGD(lr=0.01, momentum=0.9)`",
-    (32, None): "**both changes**, `Adam(lr=0.001)`, `CosineAnnealingLR`",
-    (7, None): "`Adam(lr=0.0001)`",
-    (27, None): "`Adam(lr=0.001)`, the localization net at 0.0001",
+CHOICES = {  # what to have in one's own code, by the experiment and variant that tried it
+    (1, None): "`SGD(lr=0.01)`",
     (10, None): "`SGD(lr=0.01)`, the localization net at 0.001",
+    (36, "sgd"): "**`SGD(lr=0.01)`, leaky, `DriftLR`**",
+    (9, None): "`Adam(lr=0.001)`",
+    (27, None): "`Adam(lr=0.001)`, the localization net at 0.0001",
+    (21, None): "`Adam(lr=0.001)`, leaky, `limit_motion`",
+    (36, "adam"): "**`Adam(lr=0.001)`, leaky, `DriftLR`**",
     (28, "0.0001"): "`SGD(lr=0.01, momentum=0.9)`, the localization net at 0.0001",
-    (11, None): "`clip_grad_norm_(..., 1)`, `SGD(lr=0.01)`",
-    (15, None): "sampled from the image's 3 x 3 mean, `SGD(lr=0.01)`",
-    (33, "0.1"): "a penalty, 0.1 times `theta`'s squared distance from the identity, `SGD(lr=0.01)`",
-    (18, None): "no transformer, `Adam(lr=0.0001)`",
+    (36, "momentum"): "**`SGD(lr=0.01, momentum=0.9)`, leaky, `DriftLR`**",
 }
-NO_TRANSFORMER = 18  # the experiment whose one map is no failure
+COMPARED_AFTER = 30  # epochs
 
 
 def standard_runs(experiment, runs):
     return study.pick(runs, **study.STANDARD, experiment=experiment)
 
 
-def of_cures(runs):
-    """The runs of each row of `CURES`, in its order, but for those without."""
-    picked = [study.pick(standard_runs(experiment, runs), variant=variant) for experiment, variant in CURES]
+def of_choices(runs):
+    """The runs of each row of `CHOICES`, in its order, but for those without."""
+    picked = [study.pick(standard_runs(experiment, runs), variant=variant) for experiment, variant in CHOICES]
     return [seeds for seeds in picked if seeds]
 
 
-def failed_or_one_map(runs):
-    """How many runs failed, where those that end with one map count as failed."""
-    one_map = 0
-    if runs[0]["experiment"] != NO_TRANSFORMER:
-        one_map = sum(study.fate(run) == "one map" for run in runs)
-    failures = study.count_failed(runs) + one_map
-    cell = f"{failures} of {len(runs)}"
-    if one_map == 0:
-        return cell
-    return f"{cell}, one map" if one_map == failures else f"{cell}, {one_map} with one map"
+def went_wrong_of(runs):
+    """How many runs went wrong, and how."""
+    fates = Counter(study.fate(run) for run in runs)
+    lasting = fates.pop("lasts", 0)
+    cell = f"{len(runs) - lasting} of {len(runs)}"
+    return f"{cell}: {listed(f'{count} {fate}' for fate, count in fates.items())}" if fates else cell
 
 
-def cures(runs):
-    """What to change, a row a cure."""
+def choices(runs):
+    """What to change, a row a choice, after as many epochs, of which repeats are that were to have as many."""
+
+    def early(seeds):
+        return [study.until(COMPARED_AFTER, run) for run in seeds if run["epochs"] >= COMPARED_AFTER]
+
     columns = [
-        ("in your code", lambda seeds: CURES[seeds[0]["experiment"], seeds[0]["variant"]]),
-        ("runs failed", failed_or_one_map),
-        ("best accuracy, %", lambda seeds: middle_and_range(at_best(seeds, "test/accuracy"), 1)),
-        ("epochs to 90 %", lambda seeds: epochs_to(90, seeds)),
-        ("scale at best", lambda seeds: middle(at_best(seeds, "stn/scale"))),
-        ("epochs in all", lambda seeds: listed(dict.fromkeys(run["epochs"] for run in seeds))),
+        ("in your code", lambda seeds: CHOICES[seeds[0]["experiment"], seeds[0]["variant"]]),
+        (f"went wrong within {COMPARED_AFTER} epochs", lambda seeds: went_wrong_of(early(seeds))),
+        ("accuracy then, %", lambda seeds: middle_and_range([run["last_accuracy"] for run in early(seeds)], 1)),
+        ("epochs to 90 %", lambda seeds: epochs_to(90, study.without_repeats(seeds))),
+        ("went wrong in all", lambda seeds: went_wrong_of(study.without_repeats(seeds))),
+        ("of epochs", lambda seeds: max(run["epochs"] for run in seeds)),
+        ("best accuracy, %", lambda seeds: middle_and_range(at_best(study.without_repeats(seeds), "test/accuracy"), 1)),
         ("experiment", lambda seeds: seeds[0]["experiment"]),
     ]
-    return markdown(columns, of_cures(runs))
+    return markdown(columns, of_choices(runs))
 
 
 # ---------------------------------------------------------------------------------------------------------------- drift
@@ -310,7 +303,7 @@ def steered(runs):
     picked = [study.pick(runs, experiment=number, variant=variant) for number, variant in COMPARED]
     columns = [
         ("experiment", experiment_label),
-        ("runs failed", failed_or_one_map),
+        ("went wrong", went_wrong_of),
         ("accuracy after 20 epochs, %", lambda seeds: accuracy_at(20, seeds)),
         ("after 60", lambda seeds: accuracy_at(60, seeds)),
         ("best", lambda seeds: middle_and_range(at_best(seeds, "test/accuracy"), 1)),
@@ -382,9 +375,9 @@ def speed(rows):
 def make_tables(assets=ASSETS):
     """Returns {marker: table in Markdown, ending in a newline} of the CSV files in a folder."""
     read = study.read_all(assets)
-    of_runs = (all_results, cures, drift_dose, steered)
+    of_runs = (all_results, drift_dose, steered)
     tables = {function.__name__: function(read.counted) for function in of_runs}
-    tables |= {"foretold": foretold(read.runs), "rivals": rivals(read.runs)}
+    tables |= {"choices": choices(read.runs), "foretold": foretold(read.runs), "rivals": rivals(read.runs)}
     return tables | {"elsewhere": elsewhere(read.elsewhere), "speed": speed(read.speed)}
 
 

@@ -73,15 +73,15 @@ def test_a_strip_is_black_off_the_image_hatched_for_one_map_and_marked_where_the
     assert [list(line.get_xdata()) for line in axes.lines] == [[6]]
 
 
-def test_the_timeline_has_a_strip_a_run_of_the_cures_in_their_order(assets):
+def test_the_timeline_has_a_strip_a_run_of_the_choices_in_their_order(assets):
     runs = [whole(history(*[FINE] * 100), 1), whole(history(*[FINE] * 80), 1, dataset="mnist")]
     runs += [whole(history(*[FINE] * 120), 21), whole(history(*[FINE] * 29, OFF), 21, seed=1, epochs=120)]
-    runs += [whole(history(*[FINE] * 90), 7), whole(history(*[FINE] * 90), 99)]
+    runs += [whole(history(*[FINE] * 90), 10), whole(history(*[FINE] * 90), 99)]
     records.write_runs(runs, assets)
     axes = axes_of(figures.timeline(read_all(assets)), xlabel="epoch")
     titles = [" ".join(label.get_text().split()) for label in axes.get_yticklabels()]
-    assert titles == ["1: title of 1", "21: title of 21", "7: title of 7"]
-    assert [image.get_extent()[:2] for image in axes.images] == [[0.5, n + 0.5] for n in (100, 120, 30, 90)]
+    assert titles == ["1: title of 1", "10: title of 10", "21: title of 21"]
+    assert [image.get_extent()[:2] for image in axes.images] == [[0.5, n + 0.5] for n in (100, 90, 120, 30)]
     texts = [text.get_text() for text in axes.texts]
     assert "62.0" in texts and "53.0, stopped" in texts  # the best accuracies of experiment 21
 
@@ -123,13 +123,13 @@ def test_the_committed_figures_and_tables_are_made_of_the_committed_files(tmp_pa
     assets.mkdir()
     for path in (*(ROOT / "assets").glob("*.csv"), ROOT / "assets" / "states.npz"):
         shutil.copy(path, assets)
-    text = "before ²\n<!-- cures -->\nspoilt\n<!-- end of cures -->\nafter ·\n"
+    text = "before ²\n<!-- choices -->\nspoilt\n<!-- end of choices -->\nafter ·\n"
     pages = (tmp_path / "README.md", assets / "README.md", assets / "more.md")
     for page in pages:
         page.write_bytes(text.encode())
     figures.make_page(assets)
 
-    table = figures.make_tables(assets)["cures"]
+    table = figures.make_tables(assets)["choices"]
     for page in pages:
         assert page.read_bytes().decode() == text.replace("spoilt\n", table)
     made = {path.name: imageio.imread(path) for path in assets.glob("*.png")}

@@ -36,10 +36,10 @@ def test_optimizers_are_told_apart_whatever_a_schedule_adds():
     assert [study.optimizer_kind({"optimizer": text}) for text in texts] == ["SGD", "SGD, momentum", "Adam"]
 
 
-def test_a_repeat_over_fewer_epochs_is_left_out_and_a_run_that_was_stopped_is_not():
+def test_a_repeat_over_fewer_epochs_or_run_on_is_left_out_and_a_run_that_was_stopped_is_not():
     runs = [run(LASTS), run(STOPPED, seed=1), run(LASTS[:30], seed=5, epochs=30), run(LASTS[:30], 2, epochs=30)]
-    longer = run(LASTS * 2, seed=7, epochs=200)
-    kept = study.without_repeats([*runs, longer])
+    longer, run_on = run(LASTS * 2, seed=7, epochs=200), run(LASTS, 9, seed=5)
+    kept = study.without_repeats([*runs, longer, run_on])
     assert [(r["experiment"], r["seed"]) for r in kept] == [(1, 0), (1, 1), (1, 7), (2, 0)]
     assert study.without_repeats([runs[0], longer]) == [longer]  # of as many of each, the longer
 

@@ -57,24 +57,18 @@ def test_a_failure_says_which_event_it_was(epochs, cell):
     assert tables.failure(run(epochs)) == cell
 
 
-def test_cures_have_a_row_each_in_the_order_of_the_list():
-    better = history(*[(1.0, 95.0, 0.9)] * 95, *[(1.0, 85.0, 0.9)] * 5, **{"stn/scale": 0.6, "stn/spread": 0.3})
+def test_choices_have_a_row_each_and_are_compared_after_30_epochs():
+    """Runs that were to have as many count; one that failed later only among all, and a shorter repeat in none."""
+    better = history(*[(1.0, 95.0, 0.9)] * 95, *[(1.0, 85.0, 0.9)] * 5)
     one_map = history(*[WELL] * 100, **{"stn/spread": 0.001})
-    runs = [run(STOPPED), *(run(LASTS, 7, seed) for seed in range(3)), run(better, 21), run(LASTS, 99)]
-    runs += [run(one_map, 9, seed) for seed in range(2)] + [run(one_map, 18), run(one_map, 20), run(LOSES, 20, 1)]
-    runs += [run(LASTS, 28, variant="0.0001"), run(STOPPED, 28, variant="0.001")]
-    cells = rows(tables.cures(runs))
-    assert [(line[6], line[1]) for line in cells] == [
-        ("1", "1 of 1"),
-        ("9", "2 of 2, one map"),
-        ("20", "2 of 2, 1 with one map"),
-        ("21", "0 of 1"),
-        ("7", "0 of 3"),
-        ("28", "0 of 1"),
-        ("18", "0 of 1"),  # which has no transformer
+    runs = [run(STOPPED), run(fails_in(20), seed=1), run(fails_in(9, of=25), seed=2, epochs=25), run(LASTS, 99)]
+    runs += [run(one_map, 9), run(LASTS[:30], 9, 1, epochs=30), run(better, 21), run(STOPPED, 28, variant="0.001")]
+    assert rows(tables.choices(runs)) == [
+        ["`SGD(lr=0.01)`", "1 of 2: 1 failed", "45.7 (11.3 to 80.0)", "-", "2 of 2: 2 failed"]
+        + ["100", "85.0 (80.0 to 90.0)", "1"],
+        ["`Adam(lr=0.001)`", "1 of 2: 1 one map", "90.0 (90.0 to 90.0)", "1", "1 of 1: 1 one map", "100", "90.0", "9"],
+        ["`Adam(lr=0.001)`, leaky, `limit_motion`", "0 of 1", "95.0", "1", "0 of 1", "100", "95.0", "21"],
     ]
-    assert cells[3] == ["**both changes**, `Adam(lr=0.001)`", "0 of 1", "95.0", "1", "0.60", "100", "21"]
-    assert cells[0][3] == "-"
 
 
 def test_epochs_to_an_accuracy_are_a_median_over_all_runs():
@@ -134,12 +128,12 @@ def test_what_older_runs_lack_is_a_dash_in_every_table(tag):
     runs = [run(older, experiment) for experiment in (1, 18)]
     runs += [run(older, 36, variant="adam"), run(older[:20], 37, variant="adam_0.1", drift=0.1, epochs=20)]
     whole = [other | {"history": LASTS[: other["epochs"]]} for other in runs]
-    for make in (tables.all_results, tables.cures, tables.drift_dose, tables.steered):
+    for make in (tables.all_results, tables.choices, tables.drift_dose, tables.steered):
         lines, wanted = rows(make(runs)), rows(make(whole))
         assert len(lines) == len(wanted) > 0
         for cells, others in zip(lines, wanted, strict=True):
             assert all(cell in (other, "-") for cell, other in zip(cells, others, strict=True)), make
-    has_column = {"stn/scale": tables.cures, "stn/spread": tables.all_results, "stn/drift": tables.drift_dose}
+    has_column = {"stn/spread": tables.all_results, "stn/drift": tables.drift_dose}
     if tag in has_column:
         assert "| - " in has_column[tag](runs)
     assert tables.foretold(runs) and tables.rivals(runs)
@@ -192,7 +186,7 @@ def test_a_new_run_in_the_csv_files_is_in_the_tables_with_no_other_change(tmp_pa
     records.write_runs([*records.read_runs(), *new], tmp_path)
     made = tables.make_tables(tmp_path)
     assert rows(made["all_results"])[-1][1:3] == ["0 of 1 (0 to 98 %)", "-"]  # the other is a repeat
-    assert made["cures"] == tables.make_tables()["cures"]
+    assert made["choices"] == tables.make_tables()["choices"]
 
 
 @pytest.mark.parametrize("page", PAGES)
