@@ -309,6 +309,7 @@ def steered(runs):
         ("best", lambda seeds: middle_and_range(at_best(seeds, "test/accuracy"), 1)),
         ("epochs to 80 %", lambda seeds: epochs_to(80, seeds)),
         ("to 90 %", lambda seeds: epochs_to(90, seeds)),
+        ("rate of the localization net, last 10 epochs", lambda seeds: middle(over_last_10(seeds, "stn/rate"), 5)),
         ("epochs in all", lambda seeds: listed(dict.fromkeys(run["epochs"] for run in seeds))),
     ]
     return markdown(columns, [seeds for found in picked for seeds in study.group(found)])
