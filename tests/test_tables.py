@@ -118,7 +118,7 @@ def test_steered_runs_stand_beside_the_best_rate_found_by_hand():
     runs = [run(LASTS, 7), run(slow, 36, variant="adam", epochs=60), run(LASTS, 36, variant="other")]
     runs += [run(LASTS, 7, dataset="mnist")]
     cells = [[line[0], *line[2:]] for line in rows(tables.steered(runs))]
-    assert cells[0] == ["36: made up", "90.0", "90.0", "90.0", "1", "20", "60"]
+    assert cells[0] == ["36: made up", "90.0", "90.0", "90.0", "1", "20", "0.80000", "60"]
     assert [line[0] for line in cells] == ["36: made up", "7: made up", "7: made up, plain digits"]
 
 
