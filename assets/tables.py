@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from statistics import median
 
+import numpy as np
 from scipy import stats
 
 from assets import ASSETS, study
@@ -201,6 +202,24 @@ def choices(runs):
     return markdown(columns, of_choices(runs))
 
 
+def range_of_healthy(tag, runs, dataset):
+    """The middle nine tenths of a scalar, over the epochs with 80 % or more of the runs of a data set that last."""
+    lasting = [run for run in study.pick(runs, dataset=dataset) if study.fate(run) == "lasts"]
+    rows = [row for run in lasting for row in run["history"] if row["test/accuracy"] >= 80]
+    values = [row[tag] for row in rows if row.get(tag) is not None]
+    return "{:.2g} to {:.2g}".format(*np.quantile(values, (0.05, 0.95))) if values else None
+
+
+def healthy(runs):
+    """What the figures to log are in runs that last."""
+    columns = [
+        ("figure", lambda tag: f"`{tag.removeprefix('stn/')}`"),
+        ("cluttered digits, which move about", lambda tag: range_of_healthy(tag, runs, "cluttered")),
+        ("plain digits, which stand still", lambda tag: range_of_healthy(tag, runs, "mnist")),
+    ]
+    return markdown(columns, ("stn/drift", "stn/spread", "stn/inside", "stn/scale"))
+
+
 # ---------------------------------------------------------------------------------------------------------------- drift
 
 
@@ -249,6 +268,25 @@ def rivals(runs):
             (heading, lambda name, group=group: ranked(study.rank_settings(study.RIVALS[name], group, runs)))
         )
     return markdown(columns, study.RIVALS)
+
+
+def adding_up(runs):
+    """How large steps are, and how far 64 of them lead, by optimizer."""
+    optimizers = {}
+    for run in study.with_drift(runs):
+        if study.step_of_region(run):
+            optimizers.setdefault(study.optimizer_kind(run), []).append(run)
+
+    def steps_come_to(alike):
+        return [study.drift_of(run) / study.step_of_region(run) for run in alike]
+
+    columns = [
+        ("optimizer", lambda alike: study.optimizer_kind(alike[0])),
+        ("runs", len),
+        ("a step, pixels", lambda alike: middle_and_range(map(study.RIVALS["step, pixels"], alike))),
+        ("64 steps lead as far as so many straight ones", lambda alike: middle_and_range(steps_come_to(alike), 0)),
+    ]
+    return markdown(columns, optimizers.values())
 
 
 def late_medians(runs, tag):
@@ -378,7 +416,7 @@ def make_tables(assets=ASSETS):
     read = study.read_all(assets)
     of_runs = (all_results, drift_dose, steered)
     tables = {function.__name__: function(read.counted) for function in of_runs}
-    tables |= {"choices": choices(read.runs), "foretold": foretold(read.runs), "rivals": rivals(read.runs)}
+    tables |= {function.__name__: function(read.runs) for function in (choices, healthy, foretold, rivals, adding_up)}
     return tables | {"elsewhere": elsewhere(read.elsewhere), "speed": speed(read.speed)}
 
 

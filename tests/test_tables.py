@@ -122,6 +122,21 @@ def test_steered_runs_stand_beside_the_best_rate_found_by_hand():
     assert [line[0] for line in cells] == ["36: made up", "7: made up", "7: made up, plain digits"]
 
 
+def test_healthy_is_where_nine_tenths_of_the_good_epochs_of_lasting_runs_are():
+    scales = [row | {"stn/scale": 0.2 + i / 100, "stn/drift": None} for i, row in enumerate(LASTS)]
+    weak = history(*[(1.0, 79.0, 0.9)] * 100, **{"stn/scale": 0.1})
+    runs = [run(scales), run(weak, seed=1), run(fails_in(90), seed=2), run(LASTS, dataset="mnist")]
+    cells = {line[0]: line[1:] for line in rows(tables.healthy(runs))}
+    assert cells["`scale`"] == ["0.25 to 1.1", "0.8 to 0.8"] and cells["`drift`"] == ["-", "0.8 to 0.8"]
+
+
+def test_64_steps_that_all_go_one_way_lead_as_far_as_64():
+    for steps in (2, 64):
+        moved = {"stn/motion": 0.3, "stn/scale": 0.5, "stn/drift": steps * 0.3 / 30}  # a region of 30 pixels
+        straight = [run(history(*[WELL] * 9, **moved)), run(history(*[WELL] * 9), seed=1, optimizer="Adam(lr=0.001)")]
+        assert rows(tables.adding_up(straight))[0] == ["SGD", "1", "0.30", str(steps)]
+
+
 @pytest.mark.parametrize("tag", OPTIONAL_TAGS)
 def test_what_older_runs_lack_is_a_dash_in_every_table(tag):
     older = without(LASTS, tag)
