@@ -6,11 +6,14 @@ This file needs torch alone and can be copied as it is. Before a classifier of y
 
     transformer = SpatialTransformer(in_size=(64, 96), out_size=32, channels=3, slope=0.1)
     model = torch.nn.Sequential(transformer, classifier)  # the classifier sees (N, 3, 32, 32)
+    groups = [{"params": transformer.parameters()}, {"params": classifier.parameters()}]
+    optimizer = torch.optim.Adam(groups, lr=0.001)
+    schedule = DriftLR(optimizer, transformer.theta, images)  # 64 fixed ones of the training set
 
-    with limit_motion(transformer.theta, images[:16], transformer) as step:  # images: those of the training step
-        optimizer.step()
+    optimizer.step()
+    schedule.step()
 
-and log `step.motion`, and `scale`, `inside` and `spread` of `transformer.theta(images)` over all test images.
+and log `schedule.drift`, and `scale`, `inside` and `spread` of `transformer.theta(images)` over all test images.
 """
 
 import math
