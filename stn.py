@@ -304,7 +304,8 @@ class DriftLR:
         rate: what the group has now, unless its own is smaller.
 
     Raises ValueError if an argument is not as above, or the group holds weights that `theta` does not come from; that
-    is found out where `predict` can be differentiated. Warns once if the localization net does not learn.
+    is found out where `predict` can be differentiated; later, if the optimizer makes no step in `every`: of one that
+    wraps another, give that which makes them. Warns once if the localization net does not learn.
     """
 
     def __init__(self, optimizer, predict, images, target=0.035, every=64, group=0):
@@ -317,7 +318,7 @@ class DriftLR:
         if not torch.equal(self.before, self.theta()):
             raise ValueError("predict returns another theta each time: put all that is random in it into eval mode")
         self.check_group()
-        self.drift, self.steps, self.idle = None, 0, 0
+        self.drift, self.steps, self.idle, self.stepped = None, 0, 0, False
         self.rate = float(self.param_group.get("initial_lr", self.param_group["lr"])) / 100
         self.add_hooks()
 
@@ -344,27 +345,44 @@ class DriftLR:
         self.optimizer.register_step_pre_hook(self.before_step)
         self.optimizer.register_step_post_hook(self.after_step)
 
-    def before_step(self, *_):
+    def before_step(self, optimizer, args, kwargs):
+        self.ceiling = self.param_group["lr"]
+        if isinstance(self.ceiling, torch.Tensor):
+            self.param_group["lr"] = self.ceiling.clamp(max=self.rate)
+        else:
+            self.param_group["lr"] = min(self.ceiling, self.rate)
+        closure = args[1] if len(args) > 1 else kwargs.pop("closure", None)
+        if closure is None:
+            self.scale_gradient()
+            return None
+
+        def closure_and_scale():
+            loss = closure()
+            self.scale_gradient()
+            return loss
+
+        return (optimizer, closure_and_scale), kwargs
+
+    def scale_gradient(self):
         gradients = [weight.grad for weight in self.param_group["params"] if weight.grad is not None]
         norm = get_total_norm(gradients).clamp(min=1e-6)
         if getattr(self.optimizer, "grad_scale", None) is not None:
             norm = norm / self.optimizer.grad_scale  # which a fused optimizer divides by itself
         for gradient in gradients:
             gradient.div_(norm)
-        self.ceiling = self.param_group["lr"]
-        if isinstance(self.ceiling, torch.Tensor):
-            self.param_group["lr"] = self.ceiling.clamp(max=self.rate)
-        else:
-            self.param_group["lr"] = min(self.ceiling, self.rate)
 
     def after_step(self, *_):
         self.param_group["lr"] = self.ceiling
+        self.stepped = True
 
     def step(self):
         """To be called after every `optimizer.step()`."""
         self.steps += 1
         if self.steps % self.every:
             return
+        if not self.stepped:
+            raise ValueError(f"the optimizer made no step in {self.every}: give DriftLR the one that makes them")
+        self.stepped = False
         after = self.theta()
         moved = drift(self.before, after)
         self.drift, self.before = moved.item(), after
@@ -381,7 +399,7 @@ class DriftLR:
             warnings.warn(f"{where}: {what}", stacklevel=2)
 
     def state_dict(self):
-        return {name: getattr(self, name) for name in ("rate", "drift", "steps", "idle", "before")}
+        return {name: getattr(self, name) for name in ("rate", "drift", "steps", "stepped", "idle", "before")}
 
     def load_state_dict(self, state):
         vars(self).update(state)

@@ -133,6 +133,30 @@ def test_the_length_of_a_gradient_does_not_matter(factor):
     assert torch.allclose(other, -100 * factor * torch.tensor([3.0, 4]))
 
 
+@pytest.mark.parametrize("how", ["", "None", "closure=None", "closure", "closure=closure"])
+def test_a_step_may_be_given_a_closure(how):
+    """Which computes the gradient, of any length, or finds it there."""
+    net, optimizer, _ = steered()
+
+    def closure():
+        net.weight.grad = torch.tensor(7.0)
+        return 3.0
+
+    closure()
+    returned = eval(f"optimizer.step({how})")
+    assert net.weight.item() == pytest.approx(-0.01) and returned == (3.0 if how.endswith("closure") else None)
+
+
+def test_an_optimizer_whose_steps_another_makes_is_said():
+    net, optimizer, schedule = steered(every=2)
+    for _ in range(2):
+        descend(net, optimizer)
+        schedule.step()
+    schedule.step()
+    with pytest.raises(ValueError, match="made no step in 2: give DriftLR the one that makes them"):
+        schedule.step()
+
+
 def test_a_gradient_of_0_stays_0():
     net, optimizer, _ = steered()
     net.weight.grad = torch.zeros(())
@@ -166,6 +190,7 @@ def test_a_drift_that_is_not_finite_makes_the_rate_a_quarter():
     rate = schedule.rate
     net.gain = math.nan
     for _ in range(64):
+        optimizer.step()
         schedule.step()
     assert math.isnan(schedule.drift) and schedule.rate == rate / 4
 
@@ -253,6 +278,7 @@ def test_a_prediction_is_made_in_eval_mode_and_leaves_no_trace():
     before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     schedule = DriftLR(optimizer, net.theta, IMAGES)
     for _ in range(64):
+        optimizer.step()
         schedule.step()
     assert schedule.drift == 0 and modes == {module: module.training for module in net.modules()}
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
