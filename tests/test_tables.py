@@ -139,9 +139,6 @@ def test_what_older_runs_lack_is_a_dash_in_every_table(tag):
         assert len(lines) == len(wanted) > 0
         for cells, others in zip(lines, wanted, strict=True):
             assert all(cell in (other, "-") for cell, other in zip(cells, others, strict=True)), make
-    has_column = {"stn/scale": tables.cures, "stn/spread": tables.all_results, "stn/drift": tables.drift_dose}
-    if tag in has_column:
-        assert "| - " in has_column[tag](runs)
     assert tables.foretold(runs) and tables.rivals(runs)
 
 
@@ -179,20 +176,6 @@ def test_a_place_of_no_table_is_named():
 @pytest.fixture(scope="module")
 def committed():
     return tables.make_tables()
-
-
-def test_every_committed_run_is_in_the_tables(committed):
-    read = study.read_all(ROOT / "assets")
-    assert all(table.endswith("|\n") for table in committed.values())
-    assert len(rows(committed["all_results"])) == len(study.group(read.runs))
-
-
-def test_a_new_run_in_the_csv_files_is_in_the_tables_with_no_other_change(tmp_path):
-    new = [run(LASTS, 9999), run(fails_in(9, of=50), 9999, 1, epochs=50)]
-    records.write_runs([*records.read_runs(), *new], tmp_path)
-    made = tables.make_tables(tmp_path)
-    assert rows(made["all_results"])[-1][1:3] == ["0 of 1 (0 to 98 %)", "-"]  # the other is a repeat
-    assert made["cures"] == tables.make_tables()["cures"]
 
 
 @pytest.mark.parametrize("page", PAGES)
