@@ -8,7 +8,7 @@ from conftest import ROOT, call, edit, experiment, finished_run
 
 import common
 import stn
-from assets import collect, elsewhere, figures, rebuild, replay, speed
+from assets import collect, elsewhere, rebuild, replay, speed
 from assets.rebuild import SavedRun
 from assets.records import read_folder, read_table, weights_key
 
@@ -195,10 +195,5 @@ def test_the_committed_replays_are_whole_and_begin_to_fail_at_step_0():
 
 
 def test_wrong_arguments_are_one_line_and_exit_code_2(monkeypatch, capsys):
-    for command, arguments in (
-        (collect, []),
-        (elsewhere, ["--only=ours"]),
-        (figures, ["all"]),
-        (speed, ["--rounds=0"]),
-    ):
+    for command, arguments in ((collect, []), (elsewhere, ["--only=ours"]), (speed, ["--rounds=0"])):
         assert call(command, monkeypatch, capsys, *arguments)[0] == 2

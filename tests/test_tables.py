@@ -4,7 +4,7 @@ import pytest
 from conftest import ROOT
 from made_up import COMES_BACK, LASTS, LOSES, OPTIONAL_TAGS, STOPPED, WELL, fails_in, history, rows, run, without
 
-from assets import records, study, tables
+from assets import study, tables
 from common import RunError
 
 PAGES = ("README.md", "assets/README.md")
