@@ -20,19 +20,12 @@ RIGHT = torch.tensor([[0.0, 0, 1], [0, 0, 0]])
 IMAGES = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("zoom", [1, 0.25])
-def test_drift_is_the_movement_of_a_sampled_grid_over_the_side_of_its_region(zoom):
-    before, after = torch.randn(2, 10, 2, 3, generator=torch.Generator().manual_seed(0)) * zoom
+def test_drift_is_the_movement_of_a_sampled_grid_over_the_side_of_its_region():
+    before, after = torch.randn(2, 10, 2, 3, generator=torch.Generator().manual_seed(0)) / 4
     grids = [F.affine_grid(theta.double(), [10, 1, 200, 200], align_corners=False) for theta in (before, after)]
     moved = ((grids[1] - grids[0]) / 2).square().sum(dim=3).mean().sqrt()  # of the image's side, which is 2
     areas = after[:, 0, 0] * after[:, 1, 1] - after[:, 0, 1] * after[:, 1, 0]
     assert drift(before, after).item() == pytest.approx((moved / areas.abs().sqrt().mean()).item(), rel=1e-4)
-
-
-def test_drift_is_the_same_for_a_region_that_is_as_much_smaller_as_its_movement():
-    before, after = EYE[None], EYE[None] + 0.2 * RIGHT
-    assert drift(before, after).item() == pytest.approx(0.1)  # 0.2 of a side of 2
-    assert drift(0.3 * before, 0.3 * after).item() == pytest.approx(0.1)
 
 
 # ------------------------------------------------------------------------------------------- a network that is made up
@@ -98,18 +91,13 @@ def test_other_windows_and_other_groups():
     assert seen[-1] == pytest.approx((0.05, 0.05 / 5 * 2), rel=1e-2) and other.item() == pytest.approx(-0.5 * 60)
 
 
-def test_the_rate_never_exceeds_the_groups_own():
+def test_the_rate_never_exceeds_the_groups_own_and_falls_from_there():
     net, optimizer, schedule = steered(gain=1e-4, lr=0.1)
     rates = [rate for _, rate in windows(net, optimizer, schedule, 10)]
     assert rates == pytest.approx([0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.1, 0.1, 0.1], rel=1e-3)
-
-
-def test_where_the_groups_own_rate_has_fallen_the_rate_falls_from_there():
-    net, optimizer, schedule = steered(gain=1e-4)
-    windows(net, optimizer, schedule, 8)
-    assert schedule.rate > 1
-    optimizer.param_groups[0]["lr"], net.gain = 0.1, 1
-    assert windows(net, optimizer, schedule, 2)[1][1] == pytest.approx(0.1 / 4, rel=1e-3)
+    assert schedule.rate > 0.1
+    optimizer.param_groups[0]["lr"], net.gain = 0.01, 1
+    assert windows(net, optimizer, schedule, 2)[1][1] == pytest.approx(0.01 / 4, rel=1e-3)
 
 
 SCHEDULES = {
@@ -120,7 +108,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
-def test_the_length_of_a_gradient_does_not_matter(factor):
+def test_the_length_of_a_gradient_does_not_matter_unless_it_is_0(factor):
     """That of the group's weights together, so that its direction is kept; other groups are left alone."""
     first, second, other = (nn.Parameter(torch.zeros(2)) for _ in range(3))
     optimizer = torch.optim.SGD([{"params": [first, second]}, {"params": [other]}], lr=100.0)
@@ -128,6 +116,8 @@ def test_the_length_of_a_gradient_does_not_matter(factor):
     for weight, gradient in ((first, [2.0, 0]), (second, [-1.0, 2]), (other, [3.0, 4])):
         weight.grad = factor * torch.tensor(gradient)
     optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step()  # which moves nothing
     assert schedule.rate == 1 and torch.allclose(first, torch.tensor([-2 / 3, 0]))
     assert torch.allclose(second, torch.tensor([1 / 3, -2 / 3]))
     assert torch.allclose(other, -100 * factor * torch.tensor([3.0, 4]))
@@ -157,21 +147,13 @@ def test_an_optimizer_whose_steps_another_makes_is_said():
         schedule.step()
 
 
-def test_a_gradient_of_0_stays_0():
-    net, optimizer, _ = steered()
-    net.weight.grad = torch.zeros(())
-    optimizer.step()
-    assert net.weight.item() == 0
-
-
 @pytest.mark.parametrize("which", SCHEDULES)
 def test_another_schedule_sets_the_ceiling_and_is_not_disturbed(which):
     """Drift is too small throughout, and then too large; at a ceiling of 0 the rate is not lost."""
     alone = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
     undisturbed, wanted = SCHEDULES[which](alone), []
-    net = Shift(gain=1e-4)
-    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-    schedule, beside = DriftLR(optimizer, net, IMAGES), SCHEDULES[which](optimizer)
+    net, optimizer, schedule = steered(gain=1e-4)
+    beside = SCHEDULES[which](optimizer)
     for _ in range(9):
         ceiling = alone.param_groups[0]["lr"]
         ((_, rate),) = windows(net, optimizer, schedule, 1)
@@ -202,15 +184,13 @@ def test_a_localization_net_that_does_not_learn_is_said_once_and_only_at_the_ful
         windows(net, optimizer, schedule, 25)  # the rate is the full one from the eighth on
         assert not said
         windows(net, optimizer, schedule, 30)
-    assert len(said) == 1 and "the localization net does not learn (dead units, or nothing to follow)" in str(
-        said[0].message
-    )
+    (warning,) = said
+    assert "the localization net does not learn (dead units, or nothing to follow)" in str(warning.message)
 
 
 def test_a_schedule_that_ends_at_0_is_no_net_that_does_not_learn():
-    net = Shift(gain=1e-3)
-    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-    schedule, cosine = DriftLR(optimizer, net, IMAGES), CosineAnnealingLR(optimizer, T_max=40)
+    net, optimizer, schedule = steered(gain=1e-3)
+    cosine = CosineAnnealingLR(optimizer, T_max=40)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(40):
@@ -239,12 +219,6 @@ def test_it_goes_on_to_the_same_numbers_from_within_a_window(how):
             part[2].step()
         ended.append((windows(*part, 4), part[0].weight.item(), part[2].rate))
     assert ended[0] == ended[1] and ended[0][0][0][0] != ended[0][0][3][0]
-
-
-def test_a_state_can_be_saved_as_a_checkpoint_is(tmp_path):
-    *_, schedule = steered()
-    torch.save(schedule.state_dict(), tmp_path / "state.pt")
-    schedule.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
 
 
 # -------------------------------------------------------------------------------------------------------- real networks
@@ -285,13 +259,6 @@ def test_a_prediction_is_made_in_eval_mode_and_leaves_no_trace():
     assert torch.equal(random, torch.get_rng_state()) and all(each.grad is None for each in net.parameters())
 
 
-def test_what_is_random_in_a_prediction_and_no_module_is_said():
-    net = Normalized()
-    optimizer = torch.optim.SGD(net.fc_loc.parameters(), lr=0.01)
-    with pytest.raises(ValueError, match="another theta each time"):
-        DriftLR(optimizer, lambda images: net.theta(images), IMAGES)
-
-
 def test_a_buffer_that_is_used_again_is_copied():
     net, buffer = Shift(), torch.empty(4, 2, 3)
 
@@ -304,38 +271,28 @@ def test_a_buffer_that_is_used_again_is_copied():
     assert moved == pytest.approx(0.32, rel=1e-3)
 
 
-ARGUMENTS = {
-    "target": ({"target": 0}, "target is 0, but should be a drift over 0"),
-    "nan": ({"target": math.nan}, "target is nan"),
-    "images": ({"images": IMAGES[:0]}, "images are empty"),
-    "group": ({"group": 1}, "the optimizer has no parameter group 1"),
-    "every": ({"every": 0}, "every is 0"),
-    "weights": ({"optimizer": lambda net: net.parameters()}, "weights that theta does not come from, of shape [10"),
-    "theta": ({"predict": lambda net: lambda images: net.theta(images).flatten(1)}, "predict returns [4, 6]"),
-    "nan in theta": ({"predict": lambda net: lambda images: net.theta(images) / 0}, "theta is not finite"),
-}
-
-
-@pytest.mark.parametrize("which", ARGUMENTS)
-def test_wrong_arguments_are_one_clear_error(which):
-    given, message = ARGUMENTS[which]
-    net = STNClassifier(28).stn if which != "weights" else STNClassifier(28)
-    parameters = given.get("optimizer", lambda net: net.parameters())(net)
-    predict = given.get("predict", lambda net: getattr(net, "stn", net).theta)(net)
-    options = {name: value for name, value in given.items() if name in ("target", "group", "every")}
-    with pytest.raises(ValueError) as error:
-        DriftLR(torch.optim.SGD(parameters, lr=0.1), predict, given.get("images", IMAGES), **options)
-    assert message in str(error.value) and "\n" not in str(error.value)
+def test_wrong_arguments_are_one_clear_error():
+    net = STNClassifier(28)
+    of_net, of_all = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (net.stn, net))
+    theta = net.stn.theta
+    refused = {
+        "target is 0, but should be a drift over 0": (of_net, theta, IMAGES, 0),
+        "target is nan": (of_net, theta, IMAGES, math.nan),
+        "every is 0": (of_net, theta, IMAGES, 0.1, 0),
+        "the optimizer has no parameter group 1": (of_net, theta, IMAGES, 0.1, 1, 1),
+        "images are empty": (of_net, theta, IMAGES[:0]),
+        "weights that theta does not come from, of shape [10": (of_all, theta, IMAGES),
+        "predict returns [4, 6]": (of_net, lambda images: theta(images).flatten(1), IMAGES),
+        "theta is not finite": (of_net, lambda images: theta(images) / 0, IMAGES),
+        "another theta each time": (of_net, lambda images: theta(images) + torch.rand(()), IMAGES),
+    }
+    for message, arguments in refused.items():
+        with pytest.raises(ValueError) as error:
+            DriftLR(*arguments)
+        assert message in str(error.value) and "\n" not in str(error.value)
 
 
 # ------------------------------------------------------------------------------------------------- other people's loops
-
-
-def rates_of(optimizer):
-    """Notes the first group's rate in every step."""
-    rates = []
-    optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(float(optimizer.param_groups[0]["lr"])))
-    return rates
 
 
 ADAMS = {
@@ -344,30 +301,22 @@ ADAMS = {
     "foreach": {"lr": 0.01, "foreach": True},
     "a rate that is a tensor": {"lr": torch.tensor(0.01), "foreach": False},
 }
-LOOPS = [*((name, 1, False, False) for name in ADAMS), ("plain", 3, False, False)]
-LOOPS += [("plain", 1, True, True), ("fused", 1, True, True)]
 
 
-@pytest.mark.parametrize("adam, accumulate, scaled, mixed", LOOPS)
-def test_it_works_around_other_loops(adam, accumulate, scaled, mixed):
-    """The rate in each step is the schedule's, and the group's own is as it was between them."""
+@pytest.mark.parametrize("adam", ADAMS)
+def test_the_rate_in_each_step_is_the_schedules_and_between_them_the_groups_own(adam):
     torch.manual_seed(0)
     model = STNClassifier(28)
     groups = [{"params": model.stn.parameters()}, {"params": model.classifier.parameters()}]
     optimizer = torch.optim.Adam(groups, **ADAMS[adam])
-    scaler = torch.amp.GradScaler("cpu", enabled=scaled)
-    schedule = DriftLR(optimizer, model.stn.theta, IMAGES, every=4)
-    seen, wanted = rates_of(optimizer), []
-    for step in range(accumulate * 24):
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            loss = F.cross_entropy(model(torch.rand(8, 1, 28, 28)), torch.randint(10, (8,)))
-        scaler.scale(loss).backward()
-        if (step + 1) % accumulate == 0:
-            wanted.append(schedule.rate)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-            schedule.step()
+    schedule, seen, wanted = DriftLR(optimizer, model.stn.theta, IMAGES, every=4), [], []
+    optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(float(optimizer.param_groups[0]["lr"])))
+    for _ in range(24):
+        optimizer.zero_grad()
+        F.cross_entropy(model(torch.rand(8, 1, 28, 28)), torch.randint(10, (8,))).backward()
+        wanted.append(schedule.rate)
+        optimizer.step()
+        schedule.step()
         assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.01)
     assert seen == pytest.approx(wanted, rel=1e-6) and len(set(wanted)) > 3
     assert isinstance(optimizer.param_groups[0]["lr"], type(ADAMS[adam]["lr"]))
@@ -432,9 +381,8 @@ def train_in_one_of_two_processes(rank, folder):
 
 
 def test_processes_that_train_one_network_together_stay_together(tmp_path):
-    processes = [
-        mp.get_context("fork").Process(target=train_in_one_of_two_processes, args=(i, tmp_path)) for i in (0, 1)
-    ]
+    fork = mp.get_context("fork").Process
+    processes = [fork(target=train_in_one_of_two_processes, args=(rank, tmp_path)) for rank in (0, 1)]
     for process in processes:
         process.start()
     for process in processes:

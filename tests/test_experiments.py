@@ -1,14 +1,12 @@
 """What holds of every experiment's script, whatever scripts there are, and what is easy to get wrong in some."""
 
 import ast
-import copy
 import json
 import runpy
 import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import ROOT, run
 
 import common
@@ -38,23 +36,18 @@ def only(number):
 
 
 @every_script
-def test_titles_fit_a_legend_and_tell_a_scripts_runs_apart(number):
+def test_titles_and_variants_tell_a_scripts_runs_apart(number):
     titles, variants = zip(*((each.title, each.variant) for each in read(number)), strict=True)
     assert len(set(titles)) == len(set(variants)) == len(titles) and (len(titles) > 1) == (variants != (None,))
-    assert all(10 < len(title) <= 70 for title in titles)
 
 
-@every_script
-def test_help_begins_with_what_the_experiment_asks(number, monkeypatch, capsys):
-    docstring = ast.get_docstring(ast.parse(path_of(number).read_text()))
-    assert "?" in docstring and docstring.startswith("Experiment ")
-    monkeypatch.setattr(sys, "argv", [path_of(number).name, "--help"])
+def test_help_begins_with_what_the_experiment_asks(monkeypatch, capsys):
+    docstring = ast.get_docstring(ast.parse(path_of(26).read_text()))  # which makes several runs
+    monkeypatch.setattr(sys, "argv", [path_of(26).name, "--help"])
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(path_of(number)), run_name="__main__")
-    out = capsys.readouterr().out
-    usage, _, rest = out.partition("\n\n")
+        runpy.run_path(str(path_of(26)), run_name="__main__")
+    usage, _, rest = capsys.readouterr().out.partition("\n\n")
     assert end.value.code == 0 and usage.startswith("usage: ") and rest.startswith(docstring + "\n\n")
-    assert out.count("usage: ") == out.count(docstring) == 1
 
 
 @every_script
@@ -63,21 +56,15 @@ def test_a_script_runs_an_epoch_and_records_its_settings(number, log_dir):
     experiments = read(number)
     ended = run(log_dir, "--limit=384", "--epochs=1", "--dataset=mnist", number=number)
     assert ended.code == 0 and ended.err == "", ended.err
+    told = [json.loads(path.read_text()) for path in log_dir.glob("*/run.json")]
+    told = {run_json["variant"]: run_json for run_json in told}
+    assert len(told) == len(experiments) == ended.out.count("finished: epoch 1")
     for experiment in experiments:
-        variant = [] if experiment.variant is None else [str(experiment.variant)]
-        folder = log_dir / "_".join(
-            [path_of(number).stem, *variant, *["mnist"] * (experiment.dataset != "mnist"), "limit384"]
-        )
-        run_json = json.loads((folder / "run.json").read_text())
-        for name in ("title", "mean", "std", "fill", "max_grad_norm", "max_motion", "drift", "variant"):
-            assert run_json[name] == getattr(experiment, name), name
-        assert run_json["experiment"] == path_of(number).stem and run_json["epoch"] == run_json["epochs"] == 1
-        chosen = {"digits": "embedded", "limit": 384, "dataset": "mnist"}
-        settings = experiment.settings()
-        assert settings | chosen == {name: run_json[name] for name in settings}
-        state = common.load_state(folder / "weights" / "001.pt")
-        assert all(value.isfinite().all() for value in state.values())
-    assert len(list(log_dir.iterdir())) == len(experiments) == ended.out.count("finished: epoch 1")
+        chosen = {"title": experiment.title, "epoch": 1, "digits": "embedded", "limit": 384, "dataset": "mnist"}
+        wanted = experiment.settings() | chosen
+        assert wanted == {name: told[experiment.variant][name] for name in wanted}
+    for path in log_dir.glob("*/weights/001.pt"):
+        assert all(value.isfinite().all() for value in common.load_state(path).values())
 
 
 @every_script
@@ -108,15 +95,6 @@ def test_each_optimizer_holds_every_parameter_once(number):
 # ----------------------------------------------------------------------------------- what is easy to get wrong in some
 
 
-def test_experiment_12_takes_std_back_at_exactly_the_two_weights_that_see_the_image():
-    model, optimizer, *_ = common.make_network(only(12))
-    named = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = {named[id(each)]: group["lr"] for group in optimizer.param_groups for each in group["params"]}
-    first = "stn.localization.0.weight", "classifier.0.weight"
-    assert {name for name, rate in found.items() if rate != 0.01} == set(first)
-    assert [found[name] for name in first] == [pytest.approx(0.01 * 0.3081**2, rel=1e-12)] * 2
-
-
 def test_experiment_13_puts_theta_through_tanh():
     squashed, plain = only(13).transformer(28), stn.SpatialTransformer(28)
     torch.nn.init.normal_(squashed.fc_loc[-1].weight)
@@ -142,17 +120,7 @@ def test_experiments_15_and_16_smooth_what_is_sampled_and_not_what_the_localizat
 
 
 def test_experiment_18_is_the_identity_whatever_the_weights():
-    torch.manual_seed(0)
-    model = stn.STNClassifier(60, transformer=only(18).transformer)
-    for parameter in model.stn.parameters():
+    transformer = only(18).transformer(60)
+    for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter)
-
-    images = torch.rand(5, 1, 60, 60)
-    theta = model.stn.theta(images)
-    assert theta.tolist() == [[[1, 0, 0], [0, 1, 0]]] * 5
-    optimizer = only(18).make_optimizer(model)
-    before = copy.deepcopy(model.state_dict())
-    F.cross_entropy(model(images), torch.arange(5)).backward()
-    optimizer.step()
-    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == {name for name in before if name.startswith("classifier.")}
+    assert transformer.theta(torch.rand(5, 1, 60, 60)).tolist() == [[[1, 0, 0], [0, 1, 0]]] * 5

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from made_up import TAGS, run, without
-from matplotlib.colors import to_hex
 
 import common
 from assets import figures, records
@@ -41,21 +40,15 @@ def whole(rows, experiment, **columns):
     return run(rows, experiment, title=f"title of {experiment}", **{"epochs": len(rows)} | columns)
 
 
-def axes_of(figure, ylabel=None, xlabel=None):
-    """The first axes of a figure that are labelled so."""
-    return next(a for a in figure.axes if a.get_ylabel() == ylabel or (xlabel and a.get_xlabel() == xlabel))
-
-
-def lines(axes, color):
-    """The curves (x, y) of a colour, those of the legend left out."""
-    curves = [line for line in axes.lines if len(line.get_xdata()) and to_hex(line.get_color()).upper() == color]
-    return [(list(line.get_xdata()), list(line.get_ydata())) for line in curves]
+def strips(read):
+    """The axes of the timeline that hold its strips."""
+    return next(axes for axes in figures.timeline(read).axes if axes.get_xlabel() == "epoch")
 
 
 # ------------------------------------------------------------------------------------------------------------- timeline
 
 
-def test_a_strip_is_black_off_the_image_hatched_for_one_map_and_marked_where_the_solution_is_lost(assets):
+def test_a_strip_tells_where_it_looks_off_the_image_where_it_has_one_map_and_where_the_solution_is_lost():
     rows = history(*[FINE] * 3, *[ONE_MAP] * 2, *[OFF] * 6, FINE)
     colors, one_map, lost = figures.timeline_strip(rows)
     assert np.flatnonzero(colors.mask).tolist() == [5, 6, 7, 8, 9, 10]  # from epoch 6 to 11
@@ -64,24 +57,16 @@ def test_a_strip_is_black_off_the_image_hatched_for_one_map_and_marked_where_the
     assert colors[0] == -1 and colors[3] == pytest.approx(np.log2(1.2))
     assert not figures.timeline_strip([row | {"stn/spread": None} for row in rows])[1].any()
 
-    records.write_runs([whole(rows, 1)], assets)
-    axes = axes_of(figures.timeline(read_all(assets)), xlabel="epoch")
-    (image,), (hatched,) = axes.images, axes.collections
-    assert (image.get_array().mask == colors.mask).all()
-    assert to_hex(image.cmap.get_bad()) == "#000000"
-    assert hatched.get_hatch() and {x for path in hatched.get_paths() for x in path.vertices[:, 0]} == {3.5, 4.5, 5.5}
-    assert [list(line.get_xdata()) for line in axes.lines] == [[6]]
-
 
 def test_the_timeline_has_a_strip_a_run_of_the_choices_in_their_order(assets):
     runs = [whole(history(*[FINE] * 100), 1), whole(history(*[FINE] * 80), 1, dataset="mnist")]
     runs += [whole(history(*[FINE] * 120), 21), whole(history(*[FINE] * 29, OFF), 21, seed=1, epochs=120)]
     runs += [whole(history(*[FINE] * 90), 10), whole(history(*[FINE] * 90), 99)]
     records.write_runs(runs, assets)
-    axes = axes_of(figures.timeline(read_all(assets)), xlabel="epoch")
+    axes = strips(read_all(assets))
     titles = [" ".join(label.get_text().split()) for label in axes.get_yticklabels()]
     assert titles == ["1: title of 1", "10: title of 10", "21: title of 21"]
-    assert [image.get_extent()[:2] for image in axes.images] == [[0.5, n + 0.5] for n in (100, 90, 120, 30)]
+    assert [image.get_array().shape[1] for image in axes.images] == [100, 90, 120, 30]
     texts = [text.get_text() for text in axes.texts]
     assert "62.0" in texts and "53.0, stopped" in texts  # the best accuracies of experiment 21
 
@@ -101,9 +86,6 @@ def test_each_run_that_recorded_drift_is_a_point_at_what_became_of_it(assets):
     found = {round(line.get_xdata()[0], 4): line for line in axes.lines if len(line.get_xdata()) == 1}
     assert set(found) == {0.03, 0.2, 0.06, 0.01}
     assert [round(found[drift].get_ydata()[0]) for drift in (0.03, 0.2, 0.06, 0.01)] == [0, 3, 0, 0]
-    assert [found[drift].get_marker() for drift in (0.03, 0.06)] == ["o", "s"]
-    assert [found[drift].get_markerfacecolor() == "none" for drift in (0.03, 0.2, 0.01)] == [False, False, True]
-    assert {line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2} == {0.05, 0.085}
 
 
 # ----------------------------------------------------------------------------------------------------------------- main
@@ -136,7 +118,6 @@ def test_the_committed_figures_and_tables_are_made_of_the_committed_files(tmp_pa
     assert set(made) == set(figures.FIGURES)
     for name, image in made.items():
         assert image.shape == imageio.imread(ROOT / "assets" / name).shape, name  # not pixels: fonts differ
-        assert (image[0, 0] == 255).all()  # a white page, opaque
 
 
 def test_every_figure_has_its_place_in_a_page():

@@ -42,6 +42,13 @@ def without_columns(*names):
     return lambda _, cells, head: [cell for cell, name in zip(cells, head, strict=True) if name not in names]
 
 
+def with_cell(epoch, column, text):
+    def change(number, cells, head):
+        return [text if (number, name) == (epoch, column) else cell for cell, name in zip(cells, head, strict=True)]
+
+    return change
+
+
 def copy(whole_run, tmp_path, name="run"):
     return shutil.copytree(whole_run.folder, tmp_path / "runs" / name)
 
@@ -158,59 +165,65 @@ def test_a_finished_run_is_added_whole_and_collected_again_changes_nothing(whole
     for row, wanted in zip(run["history"], checkpoint["history"], strict=True):
         assert row.keys() == wanted.keys()
         assert all(row[name] == wanted[name] or row[name] == pytest.approx(wanted[name], rel=1e-5) for name in row)
-    others = [other for other in records.read_runs(assets) if records.run_key(other) != records.run_key(run)]
-    known = before[0]["history"][0]  # the new run has more scalars
-    others = [run | {"history": [{name: row[name] for name in known} for row in run["history"]]} for run in others]
-    assert others == before
-
     once = contents(assets)
     collect.collect(whole_run.folder.parent, assets)
     assert contents(assets) == once
 
 
-def test_an_unfinished_run_is_left_out_with_a_line_unless_it_was_stopped_at_its_collapse(
-    whole_run, assets, tmp_path, capsys
-):
-    folder = copy(whole_run, tmp_path, "unfinished")
-    edit(copy(whole_run, tmp_path, "whole"), seed=5)
-    edit(folder, epochs=100)
-    inside = {(7, "stn/inside"): "0.01"}  # it collapses in its last epoch
-    edit_metrics(
-        folder, lambda n, cells, head: [inside.get((n, name), cell) for name, cell in zip(head, cells, strict=True)]
-    )
-    collect.collect(folder.parent, assets)
-    assert [*added(assets)] == [5]  # the other one is added nevertheless
-    assert f"left out, not finished: {folder}, 7 of 100 epochs" in capsys.readouterr().out
-    edit(folder, stop_on_collapse=True)
-    collect.collect(folder.parent, assets)
-    assert added(assets)[0]["epoch"] == 7 and added(assets)[0]["collapsed"] == 7
+def shorten(folder):
+    """To four epochs, as a run of so many leaves it."""
+    edit_metrics(folder, lambda number, cells, _: cells if number <= 4 else None)
+    edit(folder, epoch=4, epochs=4)
 
 
-def test_a_longer_run_replaces_the_shorter_and_never_the_other_way(whole_run, assets, tmp_path, capsys):
-    short = copy(whole_run, tmp_path)
-    edit_metrics(short, lambda number, cells, _: cells if number <= 4 else None)
-    edit(short, epoch=4, epochs=4)
-    collect.collect(short.parent, assets)
-    assert added(assets)[0]["epoch"] == len(added(assets)[0]["history"]) == 4
+NO_RUN = "left out: {} holds no run of this version"
+LEFT_OUT = {  # what is done to a run that runs.csv has, and what is said of it
+    "not finished": (lambda folder: edit(folder, epochs=100), "left out, not finished: {}, 7 of 100 epochs"),
+    "shorter": (shorten, "left out, shorter: {}, 4 epochs, of which runs.csv has 7"),
+    "other numbers": (
+        lambda folder: edit_metrics(folder, with_cell(3, "train/loss", "2.0")),
+        "left out, another run of the same name and length is in runs.csv, with other numbers: {}",
+    ),
+    "another name": (
+        lambda folder: edit(folder, experiment="own"),
+        "left out: {} holds a run of own.py, whose script should be named classification_experiment_N.py",
+    ),
+    "torn": (lambda folder: (folder / "run.json").write_text("{"), NO_RUN),
+    "without a setting": (lambda folder: edit(folder, "optimizer"), NO_RUN),
+    "without metrics.csv": (lambda folder: (folder / "metrics.csv").unlink(), NO_RUN),
+    "without an epoch": (lambda folder: edit_metrics(folder, lambda n, cells, _: cells if n < 7 else None), NO_RUN),
+    "without a scalar": (lambda folder: edit_metrics(folder, without_columns("stn/inside")), NO_RUN),
+}
+
+
+@pytest.mark.parametrize("how", LEFT_OUT)
+def test_what_is_no_further_run_is_left_out_in_one_line_and_others_are_added(whole_run, assets, tmp_path, capsys, how):
     collect.collect(whole_run.folder.parent, assets)
-    assert added(assets)[0]["epoch"] == len(added(assets)[0]["history"]) == 7
-    longer = contents(assets)
+    kept, folder = added(assets)[0], copy(whole_run, tmp_path)
+    edit(copy(whole_run, tmp_path, "whole"), seed=1)
+    change, said = LEFT_OUT[how]
+    change(folder)
     capsys.readouterr()
-    collect.collect(short.parent, assets)
-    assert contents(assets) == longer
-    assert f"left out, shorter: {short}, 4 epochs, of which runs.csv has 7" in capsys.readouterr().out
-
-
-def test_another_run_of_the_same_name_and_length_is_left_out_with_a_line(whole_run, assets, tmp_path, capsys):
-    collect.collect(whole_run.folder.parent, assets)
-    kept, folder = contents(assets), copy(whole_run, tmp_path)
-    loss = str(added(assets)[0]["history"][2]["train/loss"])[:6]
-    edit_metrics(folder, lambda _, cells, __: [cell.replace(loss, "2.0") for cell in cells])
     collect.collect(folder.parent, assets)
-    assert contents(assets) == kept
-    assert f"left out, another run of the same name and length is in runs.csv, with other numbers: {folder}" in (
-        capsys.readouterr().out
-    )
+    line, _ = capsys.readouterr().out.splitlines()
+    assert line.startswith(said.format(folder))
+    assert [*added(assets)] == [0, 1] and added(assets)[0] == kept
+
+
+def test_a_run_that_was_stopped_at_its_collapse_is_finished(whole_run, assets, tmp_path):
+    folder = copy(whole_run, tmp_path)
+    edit(folder, epochs=100, stop_on_collapse=True)
+    edit_metrics(folder, with_cell(7, "stn/inside", "0.01"))
+    collect.collect(folder.parent, assets)
+    assert added(assets)[0]["epoch"] == added(assets)[0]["collapsed"] == 7
+
+
+def test_a_longer_run_replaces_the_shorter(whole_run, assets, tmp_path):
+    short = copy(whole_run, tmp_path)
+    shorten(short)
+    for folder, epochs in ((short, 4), (whole_run.folder, 7)):
+        collect.collect(folder.parent, assets)
+        assert added(assets)[0]["epoch"] == len(added(assets)[0]["history"]) == epochs
 
 
 def test_an_epoch_that_run_json_does_not_know_of_yet_is_not_read(whole_run, assets, tmp_path):
@@ -239,34 +252,6 @@ def test_a_run_with_other_settings_or_code_than_itself_or_another_seed_is_refuse
     text = (folder / script).read_text()
     (folder / script).write_text(text.replace("mean=0.1307", "mean=0.1307 + 0"))
     assert "`run_experiment(mean=0.1307, std=" in refused(folder.parent, assets)
-
-
-def test_a_script_of_another_name_is_left_out_with_the_rule_for_names(whole_run, assets, tmp_path, capsys):
-    folder = copy(whole_run, tmp_path, "a_named_otherwise")
-    edit(folder, experiment="own")
-    copy(whole_run, tmp_path)
-    collect.collect(folder.parent, assets)
-    line = f"left out: {folder} holds a run of own.py, whose script should be named classification_experiment_N.py"
-    assert line in capsys.readouterr().out and [*added(assets)] == [0]
-
-
-DAMAGE = {
-    "run.json is torn": lambda folder: (folder / "run.json").write_text("{"),
-    "run.json lacks a setting": lambda folder: edit(folder, "optimizer"),
-    "there is no metrics.csv": lambda folder: (folder / "metrics.csv").unlink(),
-    "metrics.csv lacks an epoch": lambda folder: edit_metrics(folder, lambda n, cells, _: cells if n < 7 else None),
-    "metrics.csv lacks a scalar": lambda folder: edit_metrics(folder, without_columns("stn/inside")),
-}
-
-
-@pytest.mark.parametrize("how", DAMAGE)
-def test_a_folder_that_cannot_be_read_is_left_out_in_one_line(whole_run, assets, tmp_path, capsys, how):
-    folder = copy(whole_run, tmp_path)
-    edit(copy(whole_run, tmp_path, "whole"), seed=1)
-    DAMAGE[how](folder)
-    collect.collect(folder.parent, assets)
-    line, end = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"left out: {folder} holds no run of this version") and [*added(assets)] == [1]
 
 
 def test_a_folder_without_runs_is_refused_in_one_line(whole_run, assets, tmp_path):

@@ -77,8 +77,6 @@ def test_a_killed_run_goes_on_to_the_same_end(whole_run, stopped, monkeypatch, m
     assert result(folder) == result(whole_run.folder)
     assert (imageio.imread(folder / "progress.gif") == imageio.imread(whole_run.folder / "progress.gif")).all()
     for name in ("000", "005", "007"):
-        figures = (imageio.imread(each / "figures" / f"{name}.png") for each in (folder, whole_run.folder))
-        assert np.array_equal(*figures)
         states = [common.load_state(each / "weights" / f"{name}.pt") for each in (folder, whole_run.folder)]
         assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
     events = EventAccumulator(str(folder)).Reload()

@@ -9,12 +9,6 @@ from made_up import LASTS, LOSES, OFF, STOPPED, WELL, history, run, without
 from assets import study
 
 
-def test_runs_are_picked_by_their_columns_and_a_missing_one_is_none():
-    runs = [run(LASTS), run(LASTS, 2), run(LASTS, seed=1, max_motion=0.1), run(LASTS, dataset="mnist")]
-    assert study.pick(runs, **study.STANDARD, experiment=1) == [runs[0], runs[2]]
-    assert study.pick(runs, max_motion=None) == [runs[0], runs[1], runs[3]]
-
-
 def test_runs_that_differ_by_their_seed_alone_are_a_group():
     runs = [run(LASTS, seed=10), run(LASTS, 17, variant="0.01"), run(LASTS, seed=9), run(LASTS, dataset="mnist")]
     runs += [run(LASTS, 17, variant="0.002"), run(LASTS, 17, 1, variant="0.01")]
@@ -132,15 +126,6 @@ def test_the_rivals_of_drift_have_their_units():
         assert study.RIVALS["step / (1 - momentum or beta1)"](made | {"optimizer": optimizer}) == pytest.approx(3)
     older = run(without(without(made["history"], "stn/motion"), "stn/motion_max"))
     assert [name for name, figure in study.RIVALS.items() if figure(older) is None] == [*found][4:8]
-
-
-def test_settings_of_pilots_are_known_by_experiment_variant_and_digits():
-    pilots = [run(LASTS, 29), run(LASTS, 28, variant="0.0003"), run(LASTS, 35, variant="1")]
-    pilots += [run(LASTS, 17, variant=rate, dataset="mnist") for rate in ("0.01", "0.05")]
-    pilots += [run(LASTS, 17, variant="0.02")]
-    others = [run(LASTS, 9), run(LASTS, 35, variant="3"), run(LASTS, 17, variant="0.1", dataset="mnist")]
-    others += [run(LASTS, 17, variant="0.05"), run(LASTS, 30, variant="0.01")]
-    assert all(map(study.is_of_pilots, pilots)) and not any(map(study.is_of_pilots, others))
 
 
 def test_a_setting_counts_once_and_dead_units_not_at_all():

@@ -55,8 +55,6 @@ def test_from_a_shell_where_one_run_of_a_script_diverges_the_others_run_and_the_
     "option, message",
     [
         ("--epochs=0", "argument --epochs: 0 is not from 1 to 9999"),
-        ("--seed=100000", "argument --seed: 100000 is not from 0 to 99999"),
-        ("--device=cuda:99", "argument --device: invalid choice: 'cuda:99' (choose from "),
         ("--epoch=5", "unrecognized arguments: --epoch=5"),
     ],
 )
@@ -184,14 +182,6 @@ def test_where_the_data_folder_cannot_be_made_the_embedded_digits_are_taken(tmp_
         common.load_digits(tmp_path / "file" / "data", "full")
 
 
-def test_bare_pytest_finds_the_project_from_any_folder(tmp_path):
-    command = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    ended = shell(
-        f'{sys.executable} -c "{command}" --collect-only -q {ROOT}/tests/test_study.py', tmp_path, PYTHONPATH=""
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-
-
 def test_a_call_without_a_script_is_a_line(tmp_path):
     ended = shell(f"{sys.executable} -c 'from common import run_experiment; run_experiment(title=1)'", tmp_path)
     assert ended.returncode == 1 and ended.stderr.count("\n") == 1 and "has to be called by a script" in ended.stderr
@@ -214,3 +204,11 @@ def test_pages_and_pictures_do_not_depend_on_the_users_locale_and_settings_of_ma
     ended = shell(f'{sys.executable} -c "{command}"', tmp_path, **theirs)
     assert ended.returncode == 0 and ended.stdout == "upper\n", ended.stderr
     assert page.read_bytes() == before
+
+
+def test_bare_pytest_finds_the_project_from_any_folder(tmp_path):
+    command = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    ended = shell(
+        f'{sys.executable} -c "{command}" --collect-only -q {ROOT}/tests/test_study.py', tmp_path, PYTHONPATH=""
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
