@@ -156,7 +156,7 @@ CHOICES = {  # what to have in one's own code, by the experiment and variant tha
     (10, None): "`SGD(lr=0.01)`, the localization net at 0.001",
     (36, "sgd"): "**`SGD(lr=0.01)`, leaky, `DriftLR`**",
     (9, None): "`Adam(lr=0.001)`",
-    (27, None): "`Adam(lr=0.001)`, the localization net at 0.0001",
+    (7, None): "`Adam(lr=0.0001)`",
     (21, None): "`Adam(lr=0.001)`, leaky, `limit_motion`",
     (36, "adam"): "**`Adam(lr=0.001)`, leaky, `DriftLR`**",
     (28, "0.0001"): "`SGD(lr=0.01, momentum=0.9)`, the localization net at 0.0001",
@@ -213,7 +213,7 @@ def range_of_healthy(tag, runs, dataset):
 def healthy(runs):
     """What the figures to log are in runs that last."""
     columns = [
-        ("figure", lambda tag: f"`{tag.removeprefix('stn/')}`"),
+        ("number", lambda tag: f"`{tag.removeprefix('stn/')}`"),
         ("cluttered digits, which move about", lambda tag: range_of_healthy(tag, runs, "cluttered")),
         ("plain digits, which stand still", lambda tag: range_of_healthy(tag, runs, "mnist")),
     ]
@@ -262,7 +262,7 @@ def rivals(runs):
     recorded = study.with_drift(runs)
     pilots = [run for run in recorded if study.is_of_pilots(run)]
     others = [run for run in recorded if not study.is_of_pilots(run)]
-    columns = [("figure", str)]
+    columns = [("number", str)]
     for heading, group in (("settings of the pilots", pilots), ("others", others), ("all", recorded)):
         columns.append(
             (heading, lambda name, group=group: ranked(study.rank_settings(study.RIVALS[name], group, runs)))
@@ -284,7 +284,7 @@ def adding_up(runs):
         ("optimizer", lambda alike: study.optimizer_kind(alike[0])),
         ("runs", len),
         ("a step, pixels", lambda alike: middle_and_range(map(study.RIVALS["step, pixels"], alike))),
-        ("64 steps lead as far as so many straight ones", lambda alike: middle_and_range(steps_come_to(alike), 0)),
+        ("where 64 steps lead, in steps straight on", lambda alike: middle_and_range(steps_come_to(alike), 0)),
     ]
     return markdown(columns, optimizers.values())
 
