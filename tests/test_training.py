@@ -292,8 +292,3 @@ def test_a_run_of_an_older_format_goes_on_and_what_it_did_not_measure_is_an_empt
     assert metrics["epoch"].tolist() == [1, 2, 3] and np.isfinite(metrics["test/loss"]).all()
     for name in ("stn/motion", "stn/active"):
         assert np.isnan(metrics[name]).tolist() == [True, True, False]
-
-
-def test_a_gpu_computes_in_whole_float32():
-    """What a GPU would do is not seen here."""
-    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
