@@ -763,9 +763,10 @@ class RunFolder:
             self.writer.file_writer.add_summary(summary)
         rows = "".join(f"|{key}|{value}|\n" for key, value in (self.settings | self.facts).items())
         self.writer.add_text("run", f"|setting|value|\n|-|-|\n{rows}")
-        for epoch in range(len(self.history) + 1):
-            ago = sum(row["time/epoch_seconds"] for row in self.history[epoch:])
-            self.add_events(self.history[:epoch], time.time() - ago)
+        if self.saved:
+            for epoch in range(len(self.history) + 1):
+                ago = sum(row["time/epoch_seconds"] for row in self.history[epoch:])
+                self.add_events(self.history[:epoch], time.time() - ago)
         for path in earlier:
             path.unlink()
 
