@@ -450,8 +450,7 @@ def limit_motion(predict, images, modules, pixels=0.1):
     float32 masters of bfloat16 weights). Around the second step of SAM it limits the way from where the first has led.
     An average of the weights is to be taken after the block, not in a hook of the step. With batch normalization the
     limit holds in eval mode; by the statistics of a batch, steps of up to eight times as many pixels were measured.
-    `predict` is called without autocast, which is too coarse, on images of the first weight's precision: where weights
-    of several need autocast, have it in `predict`. Observers of quantization-aware training see these images too.
+    What needs autocast has to have it in `predict`. Observers of quantization-aware training see these images too.
 
     Yields an object that has, after the step, `motion`, a scalar tensor in pixels, and `kept`, the fraction of the step
     that is left. Raises ValueError if an argument is not as below, `theta` is not finite before the step (an image of
@@ -460,8 +459,7 @@ def limit_motion(predict, images, modules, pixels=0.1):
     Args:
         predict: function of images that returns their `theta` (N, 2, 3), such as `SpatialTransformer.theta`.
         images: (N, C, H, W), some of those of the step, the same in all processes that train one network together.
-        modules: the whole localization net, a module or several, not their parameters; of it what is trained is
-            shortened. In eval mode while `theta` is predicted.
+        modules: the whole localization net, modules and no parameters, in eval mode while `theta` is predicted.
         pixels: of the images, over 0; `math.inf` measures and limits nothing.
     """
     net = nn.ModuleList([modules] if isinstance(modules, nn.Module) else modules)

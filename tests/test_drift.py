@@ -295,28 +295,43 @@ def test_wrong_arguments_are_one_clear_error():
 # ------------------------------------------------------------------------------------------------- other people's loops
 
 
+def rates_of(optimizer):
+    """Notes the first group's rate in every step."""
+    rates = []
+    optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(float(optimizer.param_groups[0]["lr"])))
+    return rates
+
+
 ADAMS = {
     "plain": {"lr": 0.01},
     "fused": {"lr": 0.01, "fused": True},
     "foreach": {"lr": 0.01, "foreach": True},
     "a rate that is a tensor": {"lr": torch.tensor(0.01), "foreach": False},
 }
+LOOPS = [*((name, 1, False, False) for name in ADAMS), ("plain", 3, False, False)]
+LOOPS += [("plain", 1, True, True), ("fused", 1, True, True)]
 
 
-@pytest.mark.parametrize("adam", ADAMS)
-def test_the_rate_in_each_step_is_the_schedules_and_between_them_the_groups_own(adam):
+@pytest.mark.parametrize("adam, accumulate, scaled, mixed", LOOPS)
+def test_it_works_around_other_loops(adam, accumulate, scaled, mixed):
+    """The rate in each step is the schedule's, and the group's own is as it was between them."""
     torch.manual_seed(0)
     model = STNClassifier(28)
     groups = [{"params": model.stn.parameters()}, {"params": model.classifier.parameters()}]
     optimizer = torch.optim.Adam(groups, **ADAMS[adam])
-    schedule, seen, wanted = DriftLR(optimizer, model.stn.theta, IMAGES, every=4), [], []
-    optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(float(optimizer.param_groups[0]["lr"])))
-    for _ in range(24):
-        optimizer.zero_grad()
-        F.cross_entropy(model(torch.rand(8, 1, 28, 28)), torch.randint(10, (8,))).backward()
-        wanted.append(schedule.rate)
-        optimizer.step()
-        schedule.step()
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    schedule = DriftLR(optimizer, model.stn.theta, IMAGES, every=4)
+    seen, wanted = rates_of(optimizer), []
+    for step in range(accumulate * 24):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss = F.cross_entropy(model(torch.rand(8, 1, 28, 28)), torch.randint(10, (8,)))
+        scaler.scale(loss).backward()
+        if (step + 1) % accumulate == 0:
+            wanted.append(schedule.rate)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            schedule.step()
         assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.01)
     assert seen == pytest.approx(wanted, rel=1e-6) and len(set(wanted)) > 3
     assert isinstance(optimizer.param_groups[0]["lr"], type(ADAMS[adam]["lr"]))
