@@ -266,7 +266,7 @@ def predict_in_eval_mode(predict, images):
 def check_schedule(optimizer, images, target, every, group):
     if not 0 < target < math.inf:
         raise ValueError(f"target is {target}, but should be a drift over 0, such as 0.035")
-    if not every >= 1:
+    if every < 1:
         raise ValueError(f"every is {every}, but should be a number of steps from 1 on")
     if len(images) == 0:
         raise ValueError("images are empty, but should be some of the training set, such as 64")
@@ -411,7 +411,7 @@ class DriftLR:
 
 
 def check_limit(images, parameters, modules, pixels):
-    if not pixels > 0:
+    if math.isnan(pixels) or pixels <= 0:
         raise ValueError(f"pixels is {pixels}, but should be over 0")
     if not parameters:
         raise ValueError(f"modules are {modules}, but should be the localization net's, which are trained")
@@ -419,15 +419,20 @@ def check_limit(images, parameters, modules, pixels):
         raise ValueError(f"images are {list(images.shape)}, but should be [N, channels, height, width] with N over 0")
 
 
+def exceeds(moved, pixels):
+    """Whether a motion is over so many pixels, or nan."""
+    return not moved <= pixels
+
+
 def shorten(step, parameters, old, moved, pixels):
     """Takes parameters back along a step, towards what they were, until `moved()` is at most `pixels`."""
     new = [parameter.detach().clone() for parameter in parameters]
     if not get_total_norm(new).isfinite():
-        step.motion *= math.nan  # else a bias of -inf before a ReLU would not show in theta
-    while step.kept and not step.motion <= pixels:
+        step.motion = step.motion.new_tensor(math.nan)  # else a bias of -inf before a ReLU would not show in theta
+    while step.kept and exceeds(step.motion, pixels):
         # Motion is about proportional to the step, so that the first try is mostly the last.
         step.kept *= 0.99 * (pixels / step.motion).item()
-        if not step.kept > 1e-6:  # or it is nan
+        if math.isnan(step.kept) or step.kept <= 1e-6:
             step.kept, new = 0.0, old
         for parameter, start, end in zip(parameters, old, new, strict=True):
             torch.lerp(start, end, step.kept, out=parameter.detach())
