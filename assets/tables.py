@@ -270,6 +270,39 @@ def rivals(runs):
     return markdown(columns, study.RIVALS)
 
 
+def largest_drift(runs):
+    """What became of runs by their largest drift, seen before the second prediction and later.
+
+    Rows are pairs of what they are called and the runs.
+    """
+    recorded = [run for run in study.with_drift(runs) if study.largest_drift(run) is not None]
+    seen = [run for run in recorded if study.was_seen(run)]
+    later = [run for run in recorded if not study.was_seen(run)]
+
+    def small(row):
+        return [run for run in row[1] if study.largest_drift(run) < study.ALARM]
+
+    def large(row):
+        return [run for run in row[1] if study.largest_drift(run) >= study.ALARM]
+
+    def count_wrong(alike):
+        return f"{sum(map(study.went_wrong, alike))} of {len(alike)}"
+
+    def ranking_by(name):
+        return lambda row: ranked(study.rank_settings(study.RIVALS[name], row[1], runs))
+
+    columns = [
+        ("runs", lambda row: row[0]),
+        (f"went wrong under {study.ALARM}", lambda row: count_wrong(small(row))),
+        ("from there on", lambda row: count_wrong(large(row))),
+        ("expected to", lambda row: fixed(sum(study.chance(run, runs) for run in large(row)), 1)),
+        ("the largest drift ranks settings", ranking_by("largest drift over 64 steps")),
+        ("the typical drift", ranking_by("drift over 64 steps")),
+        ("the largest step", ranking_by("largest step, pixels")),
+    ]
+    return markdown(columns, [("found on", seen), ("later", later)])
+
+
 def adding_up(runs):
     """How large steps are, and how far 64 of them lead, by optimizer."""
     optimizers = {}
@@ -416,7 +449,10 @@ def make_tables(assets=ASSETS):
     read = study.read_all(assets)
     of_runs = (all_results, drift_dose, steered)
     tables = {function.__name__: function(read.counted) for function in of_runs}
-    tables |= {function.__name__: function(read.runs) for function in (choices, healthy, foretold, rivals, adding_up)}
+    tables |= {
+        function.__name__: function(read.runs)
+        for function in (choices, healthy, foretold, rivals, largest_drift, adding_up)
+    }
     return tables | {"elsewhere": elsewhere(read.elsewhere), "speed": speed(read.speed)}
 
 

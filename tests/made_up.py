@@ -5,7 +5,8 @@ from common import summarize
 
 TAGS = ("train/loss", "test/loss", "test/accuracy", "stn/scale", "stn/inside", "stn/spread", "stn/active", "stn/motion")
 TAGS += ("stn/motion_max", "stn/limited", "train/grad_norm", "train/grad_norm_max", "train/clipped")
-TAGS += ("time/epoch_seconds", "stn/drift", "stn/drift_16", "stn/drift_256", "stn/rate")
+TAGS += ("time/epoch_seconds", "stn/drift", "stn/drift_max", "stn/drift_16", "stn/drift_256")
+TAGS += ("stn/rate",)
 
 
 NEEDED_TAGS = ("train/loss", "test/accuracy", "stn/inside")  # by what says whether a run failed

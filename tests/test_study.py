@@ -108,10 +108,11 @@ def test_of_a_short_run_that_did_not_go_wrong_its_settings_share_counts():
 def test_the_rivals_of_drift_have_their_units():
     scalars = {"stn/drift": 0.06, "stn/scale": 0.5, "stn/motion": 0.3, "stn/motion_max": 4.0, "stn/rate": 0.01}
     made = run(history(*[WELL] * 10, **scalars, **{"train/grad_norm": 20.0, "stn/drift_16": 0.02}))
-    made["history"][8]["stn/motion_max"] = 7.0  # after the five epochs that count elsewhere
+    made["history"][8] |= {"stn/motion_max": 7.0, "stn/drift_max": 0.9}  # after the five epochs that count elsewhere
     found = {name: figure(made) for name, figure in study.RIVALS.items()}
     assert found == {
         "drift over 64 steps": 0.06,
+        "largest drift over 64 steps": 0.9,
         "drift over 16 steps": 0.02,
         "drift over 256 steps": 0.8,
         "drift, pixels": pytest.approx(0.06 * 30),
@@ -125,7 +126,7 @@ def test_the_rivals_of_drift_have_their_units():
     for optimizer in ("Adam(lr=0.001)", "SGD(lr=0.01, momentum=0.9)"):
         assert study.RIVALS["step / (1 - momentum or beta1)"](made | {"optimizer": optimizer}) == pytest.approx(3)
     older = run(without(without(made["history"], "stn/motion"), "stn/motion_max"))
-    assert [name for name, figure in study.RIVALS.items() if figure(older) is None] == [*found][4:8]
+    assert [name for name, figure in study.RIVALS.items() if figure(older) is None] == [*found][5:9]
 
 
 def test_a_setting_counts_once_and_dead_units_not_at_all():

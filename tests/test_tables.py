@@ -104,6 +104,18 @@ def test_rivals_rank_settings_of_pilots_and_others_apart():
     assert cells["drift over 16 steps"][0] == "2: 0.50 (0.50 to 0.50)"
 
 
+def test_runs_over_and_under_the_largest_drift_are_counted_before_the_second_prediction_and_after():
+    def peaking(peak, rows, seed, variant="adam_0.1"):
+        return run([row | {"stn/drift_max": peak} for row in rows], 37, seed, variant=variant, drift=peak)
+
+    seen = [peaking(0.2, fails_in(50), 0), peaking(0.1, LASTS, 0, "adam_0.15")]
+    later = [peaking(0.3, LASTS, 0, "adam_0.01"), peaking(0.199, LASTS, 1), peaking(0.1, fails_in(50), 2)]
+    older, newer = rows(tables.largest_drift([*seen, *later]))
+    assert older[:4] == ["found on", "0 of 1", "1 of 1", "1.0"]
+    assert older[4:] == ["2: 1.00 (1.00 to 1.00)", "2: 0.50 (0.50 to 0.50)", "2: 0.50 (0.50 to 0.50)"]
+    assert newer[:4] == ["later", "1 of 2", "0 of 1", "0.0"]
+
+
 def test_the_dose_of_drift_has_a_row_a_target():
     columns = {"experiment": 37, "epochs": 20}
     doses = [drifting(0.03, LASTS[:20], seed=seed, variant="adam_0.035", drift=0.035, **columns) for seed in (0, 1)]
