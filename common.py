@@ -6,7 +6,6 @@ A script calls `run_experiment` and nothing else. The loop over the epochs is `r
 import argparse
 import ast
 import atexit
-import ctypes
 import inspect
 import io
 import json
@@ -418,10 +417,6 @@ def read_script(path):
 
 torch.backends.cudnn.allow_tf32 = False  # so that processors differ by rounding alone; matrices have none by default
 
-if platform.libc_ver()[0] == "glibc":  # else it returns a step's tensors to the system, and faults them in in the next
-    for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-        ctypes.CDLL(None).mallopt(parameter, 2**30)
-
 
 @torch.no_grad()
 def predict_theta(model, images):
@@ -452,11 +447,11 @@ def train(experiment, network, images, labels):
     """Trains for one epoch on uint8 images (N, channels, side, side) and their labels (N,).
 
     Returns the mean loss, without the penalty; median and maximum of the steps' gradient norms before clipping (L2, of
-    all weights), and the fraction of steps that were clipped; the same of `stn.motion`, of every 16th step on its
-    batch, and the fraction that was shortened; `drift_figures` of the first 64 images; `localization_rate`.
+    all weights), and of `stn.motion`, of every 16th step on its batch; `drift_figures` of the first 64 images;
+    `localization_rate`.
     """
     model, optimizer = network.model.train(), network.optimizer
-    total, norms, motions, shortened = torch.zeros((), device=images.device), [], [], 0
+    total, norms, motions = torch.zeros((), device=images.device), [], []
     followed = experiment.normalize(images[:DRIFT_IMAGES])
     thetas = [predict_theta(model, followed)]
     order = torch.randperm(len(images)).to(images.device)
@@ -469,7 +464,7 @@ def train(experiment, network, images, labels):
         norms.append(clip_grad_norm_(model.parameters(), experiment.max_grad_norm or math.inf))  # inf clips nothing
         measured = step % MEASURE_EVERY == 1
         before = predict_theta(model, batch) if measured else None
-        with limit(model, batch, experiment.max_motion) as limited:
+        with limit(model, batch, experiment.max_motion):
             optimizer.step()
         if network.drift_lr:
             network.drift_lr.step()
@@ -477,8 +472,6 @@ def train(experiment, network, images, labels):
             network.scheduler.step()
         if measured:
             motions.append(stn.motion(before, predict_theta(model, batch), batch.shape[2:]))
-        if limited:
-            shortened += limited.kept < 1
         if step % MEASURE_EVERY == 0:
             thetas.append(predict_theta(model, followed))
         total += loss.detach() * len(index)  # no .item() here: it would wait for the device in every step
@@ -487,10 +480,8 @@ def train(experiment, network, images, labels):
         "train/loss": total.item() / len(images),
         "train/grad_norm": float(np.median(norms)),
         "train/grad_norm_max": float(norms.max()),
-        "train/clipped": float((norms > (experiment.max_grad_norm or math.inf)).mean()),
         "stn/motion": float(np.median(motions)),
         "stn/motion_max": float(motions.max()),
-        "stn/limited": shortened / len(norms),
         "stn/rate": localization_rate(network),
     }
 
@@ -982,10 +973,7 @@ def run_or_say_why_not(script, experiments, args):
     except RunError as error:
         message = str(error)
     except Timeout:
-        message = (
-            f"another process is running in {folder.path}: wait for it, or choose another --log-dir; if none is, on no "
-            f"machine (it was killed where the file system has no flock), remove {folder.path}/.lock"
-        )
+        message = f"another process is running in {folder.path}: wait for it, or, if none is, remove its file .lock"
     except OSError as error:
         message = f"{error}: mend this, and the same command goes on after the last epoch that was shown"
     except RuntimeError as error:

@@ -4,7 +4,7 @@ from assets import records
 from common import summarize
 
 TAGS = ("train/loss", "test/loss", "test/accuracy", "stn/scale", "stn/inside", "stn/spread", "stn/active", "stn/motion")
-TAGS += ("stn/motion_max", "stn/limited", "train/grad_norm", "train/grad_norm_max", "train/clipped")
+TAGS += ("stn/motion_max", "train/grad_norm", "train/grad_norm_max")
 TAGS += ("time/epoch_seconds", "stn/drift", "stn/drift_max", "stn/drift_16", "stn/drift_256")
 TAGS += ("stn/rate",)
 

@@ -120,8 +120,7 @@ def test_training_is_the_plain_loop_and_its_figures_are_those_of_the_steps(bound
     assert row["train/loss"] == pytest.approx(sum(losses) / 400, rel=1e-6)
     assert row["train/grad_norm"] == pytest.approx(sorted(norms)[3], rel=1e-6)  # of seven
     assert row["train/grad_norm_max"] == pytest.approx(max(norms), rel=1e-6) and sorted(norms)[3] < max(norms)
-    assert row["train/clipped"] == (sum(norm > bound for norm in norms) / 7 if bound else 0)
-    assert bound is None or 0 < row["train/clipped"] < 1, norms
+    assert bound is None or min(norms) < bound < max(norms), norms
     for a, b in zip(fast.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-12)
 
@@ -153,7 +152,7 @@ def test_motion_and_drift_are_those_of_the_loop_written_out(digits, monkeypatch)
         motions.append(((grids[1] - grids[0]) * 14).square().sum(dim=3).mean().sqrt().item())  # a unit is 14 pixels
     measured = motions[::16]
     assert row["stn/motion"] == pytest.approx(np.median(measured), rel=1e-3) and len(measured) == 9
-    assert row["stn/motion_max"] == pytest.approx(max(measured), rel=1e-3) and row["stn/limited"] == 0
+    assert row["stn/motion_max"] == pytest.approx(max(measured), rel=1e-3)
     for name, steps in (("", 64), ("_16", 16)):
         pairs = [(thetas[i], thetas[i + steps]) for i in range(0, 130 - steps, steps)]
         drifts = [(stn.motion(*pair, 1) / stn.scale(pair[1])).item() for pair in pairs]
@@ -165,7 +164,7 @@ def test_motion_and_drift_are_those_of_the_loop_written_out(digits, monkeypatch)
 def test_a_limited_run_learns_and_no_step_goes_further(log_dir):
     assert run(log_dir, "--limit=3840", "--epochs=2", "--dataset=mnist", number=21).code == 0
     metrics = read_metrics(log_dir / "classification_experiment_21_mnist_limit3840")
-    assert metrics["test/accuracy"][1] > 40 and 0 < metrics["stn/limited"].max() <= 1
+    assert metrics["test/accuracy"][1] > 40
     assert metrics["stn/motion_max"].max() < 0.15  # the limit of 0.1 holds on 16 of the 64 images that are measured
 
 
