@@ -952,8 +952,8 @@ def make_folder(script, experiments, args):
         raise RunError(f"the variant should be a number or a word, and is {experiment.variant!r}")
     if experiment.variant in [other.variant for other in experiments[:-1]]:
         raise RunError(f"two of its runs have the variant {experiment.variant!r}: give each one of its own")
-    chosen = {each.name: getattr(args, each.name) for each in fields(experiment) if each.metadata}
-    chosen = replace(experiment, **chosen)
+    options = {each.name: getattr(args, each.name) for each in fields(experiment) if each.metadata}
+    chosen = replace(experiment, **options)
     facts = {"title": experiment.title, "epochs": args.epochs, "stop_on_collapse": args.stop_on_collapse}
     facts["data_dir"] = str(Path(args.data_dir).absolute())
     return RunFolder(run_path(experiment, chosen, args.log_dir), chosen, read_code(script["__file__"]), facts)

@@ -16,7 +16,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -195,18 +195,22 @@ class Setting:
 
 
 def momentum(lr):
-    return f"SGD {lr}, momentum 0.9", partial(torch.optim.SGD, lr=lr, momentum=0.9), 10 * lr
+    make_optimizer = partial(torch.optim.SGD, lr=lr, momentum=0.9)
+    return {"optimizer": f"SGD {lr}, momentum 0.9", "make_optimizer": make_optimizer, "ceiling": 10 * lr}
 
 
-ADAM = "Adam 0.001", partial(torch.optim.Adam, lr=0.001), 0.001
-PLAIN, COLOURED = ("plain", 0.1307, 0.3081), ("coloured", 0.5, 0.5)
+ADAM = {"optimizer": "Adam 0.001", "make_optimizer": partial(torch.optim.Adam, lr=0.001), "ceiling": 0.001}
+PLAIN = {"images": "plain", "mean": 0.1307, "std": 0.3081}
+COLOURED = {"images": "coloured", "mean": 0.5, "std": 0.5}
+SIX_EPOCHS = {"batch_size": 64, "steps": 5628, "every": 938}
+TEN_EPOCHS = {"batch_size": 64, "steps": 1880, "every": 188}
 SETTINGS = (
-    Setting("tutorial", make_tutorial_net, *ADAM, *PLAIN, 64, 5628, 938),  # 6 epochs, and one
-    Setting("tutorial", make_tutorial_net, *momentum(0.01), *PLAIN, 64, 5628, 938),
-    Setting("normalized", make_normalized_net, *ADAM, *COLOURED, 64, 1880, 188),  # 10 epochs, and one
-    Setting("shared", make_shared_net, *ADAM, *COLOURED, 64, 1880, 188),
-    Setting("resnet18", make_resnet, *momentum(0.1), *COLOURED, 32, 200, 40),
-    Setting("resnet18", make_resnet, *ADAM, *COLOURED, 32, 750, 150),  # 2 epochs
+    Setting("tutorial", make_tutorial_net, **ADAM, **PLAIN, **SIX_EPOCHS),
+    Setting("tutorial", make_tutorial_net, **momentum(0.01), **PLAIN, **SIX_EPOCHS),
+    Setting("normalized", make_normalized_net, **ADAM, **COLOURED, **TEN_EPOCHS),
+    Setting("shared", make_shared_net, **ADAM, **COLOURED, **TEN_EPOCHS),
+    Setting("resnet18", make_resnet, **momentum(0.1), **COLOURED, batch_size=32, steps=200, every=40),
+    Setting("resnet18", make_resnet, **ADAM, **COLOURED, batch_size=32, steps=750, every=150),
 )
 LOADERS = {"plain": load_plain, "coloured": load_coloured}
 
@@ -261,7 +265,8 @@ def train(setting, lines, seed, train_set, test_set):
     run |= {"lines": lines, "pixels": LIMIT if "limited" in changes else None, "seed": seed}
     rows, drifts = [], []
     before = predict(model, followed)
-    for step, index in zip(range(1, setting.steps + 1), shuffled(len(images), setting.batch_size), strict=False):
+    batches = islice(shuffled(len(images), setting.batch_size), setting.steps)
+    for step, index in enumerate(batches, start=1):
         batch = (images[index] / 255 - setting.mean) / setting.std
         optimizer.zero_grad()
         F.nll_loss(model(batch), labels[index]).backward()
