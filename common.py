@@ -206,15 +206,23 @@ DATASETS = {
 def load_images(dataset, data_dir, digits, limit):
     """Returns images (N, channels, side, side) and labels (N,) to train on, as tensors, and the same to test on.
 
-    At most `limit`, and a sixth of it. And which digits these are, and a checksum of all that.
+    At most `limit`, and a sixth of it. And which digits these are, and a checksum of all that. Raises RunError if the
+    data set has others than it says.
     """
     side, channels = DATASETS[dataset].side, DATASETS[dataset].channels
     *sets, which = DATASETS[dataset].load(data_dir, digits, limit)
     tensors, checksum = [], 0
     for (images, labels), count in zip(sets, (limit, limit // 6), strict=True):
         images, labels = np.ascontiguousarray(images[:count]), np.ascontiguousarray(labels[:count])
+        if images.ndim == 3:
+            images = images[:, None]
+        is_right = images.dtype == np.uint8 and images.shape == (len(labels), channels, side, side)
+        if not is_right or not len(labels) or set(labels.tolist()) - set(range(10)):
+            found = f"images {images.dtype} {images.shape} and {len(labels)} labels"
+            wanted = f"uint8 (N, {channels}, {side}, {side}), N over 0, and N labels from 0 to 9"
+            raise RunError(f"the data set {dataset} has {found}, but should have {wanted}")
         checksum = zlib.crc32(labels, zlib.crc32(images, checksum))
-        tensors.append((torch.from_numpy(images).view(-1, channels, side, side), torch.from_numpy(labels)))
+        tensors.append((torch.from_numpy(images), torch.from_numpy(labels)))
     return *tensors, which, checksum
 
 
@@ -236,7 +244,8 @@ SIMPLE = bool, int, float, str
 def describe(given):
     """What a script gave, as JSON has it: a number or a text, or a name with the numbers and texts bound to it.
 
-    Such as "SpatialTransformer(slope=0.1)" of a `partial`. What a class or function does is told by its script's text.
+    Such as "SpatialTransformer(slope=0.1)" of a `partial`. What a class or function does is told by its script's text;
+    a number that it takes from the script need not be, as one that is read from a file.
     """
     if given is None or isinstance(given, SIMPLE):
         return given
@@ -246,7 +255,8 @@ def describe(given):
         name, held = describe(given.func), {str(i): value for i, value in enumerate(given.args)} | given.keywords
     elif inspect.isfunction(given):
         defaults = {each.name: each.default for each in inspect.signature(given).parameters.values()}
-        name, held = given.__name__, defaults | inspect.getclosurevars(given).nonlocals
+        variables = inspect.getclosurevars(given)
+        name, held = given.__name__, defaults | variables.nonlocals | variables.globals
     elif inspect.isclass(given) or inspect.isroutine(given):
         return given.__name__
     else:
@@ -282,13 +292,14 @@ def describe_optimizer(optimizer, model):
 @cache
 def read_code(script):
     """The texts of a script and of what it imports from its folder, {path: text}, as they are when first asked for."""
-    folder, files = Path(script).parent, {Path(script)}
+    script = Path(script).resolve()
+    folder, files = script.parent, {script}
     for name, module in list(sys.modules.items()):
         file = Path(getattr(module, "__file__", None) or "")
         installed = "site-packages" in file.parts or name.partition(".")[0] in sys.stdlib_module_names
-        if file.suffix == ".py" and file.is_relative_to(folder) and not installed:
-            files.add(file)
-    files -= {Path(module.__file__) for module in (stn, sys.modules[__name__])}
+        if file.suffix == ".py" and file.is_absolute() and file.resolve().is_relative_to(folder) and not installed:
+            files.add(file.resolve())
+    files -= {Path(module.__file__).resolve() for module in (stn, sys.modules[__name__])}
     return {str(file.relative_to(folder)): file.read_text(encoding="utf-8-sig") for file in sorted(files)}
 
 
@@ -296,16 +307,24 @@ def is_run_experiment(node):
     return isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "run_experiment"
 
 
+def is_sweep(node):
+    """Whether it is a loop over runs whose values all show in their settings, as lambdas and lists within do not."""
+    if not isinstance(node, ast.For) or not any(map(is_run_experiment, ast.walk(node))):
+        return False
+    inner = (each for each in ast.walk(node.iter) if each is not node.iter)
+    return not any(isinstance(each, (ast.Lambda, ast.List)) for each in inner)
+
+
 def defining_lines(text):
     """The lines of a script that define its runs, whatever its layout.
 
-    All but comments, docstrings, titles, epochs, and the values that a loop over runs goes through.
+    All but comments, docstrings, titles, epochs, and the values of a sweep.
     """
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-        if isinstance(node, ast.For) and any(map(is_run_experiment, ast.walk(node))):
+        if is_sweep(node):
             node.iter = ast.Name("...")
         if is_run_experiment(node):
             node.keywords = [keyword for keyword in node.keywords if keyword.arg not in ("title", "epochs")]
@@ -404,7 +423,10 @@ def make_network(experiment, device="cpu", images=None):
         scheduler = experiment.make_scheduler(optimizer)
     if experiment.drift and images is not None:
         followed = experiment.normalize(images[:DRIFT_IMAGES])
-        drift_lr = stn.DriftLR(optimizer, model.stn.theta, followed, experiment.drift)
+        try:
+            drift_lr = stn.DriftLR(optimizer, model.stn.theta, followed, experiment.drift)
+        except ValueError as error:
+            raise RunError(f"drift cannot be followed: {error}") from error
     return Network(model, optimizer, scheduler, drift_lr)
 
 
@@ -688,13 +710,19 @@ class RunFolder:
     def restore(self):
         """Takes history, and digits for "auto", from the checkpoint, if there is one; `load` takes the rest.
 
-        Tables and GIF are made again where they are lost or not whole. Raises RunError if the checkpoint is damaged or
-        another run's.
+        Tables and GIF are made again where they are lost. A run without an epoch is begun anew. Raises RunError if the
+        checkpoint is damaged, lost, or another run's.
         """
         if not self.checkpoint.exists():
+            if {path.name for path in self.path.glob("weights/*.pt")} - {"000.pt"}:
+                advice = "put it back, or choose another --log-dir"
+                raise RunError(f"{self.path} has lost its checkpoint.pt, without which no run goes on: {advice}")
             return
-        self.saved = load_state(self.checkpoint, "model", "optimizer", "settings", "history", "cpu")
-        begun, self.history = DEFAULTS | self.saved["settings"], self.saved["history"]
+        saved = load_state(self.checkpoint, "model", "optimizer", "settings", "history", "cpu")
+        if not saved["history"]:
+            return
+        self.saved, self.history = saved, saved["history"]
+        begun = DEFAULTS | self.saved["settings"]
         if self.settings["digits"] == "auto":
             self.settings["digits"] = begun["digits"]
         if difference := self.difference(begun, self.saved.get("code")):
@@ -707,7 +735,7 @@ class RunFolder:
             self.facts["cpu"] = self.saved["cpu"]
         if not all((self.path / name).exists() for name in ("metrics.csv", "run.json")):
             self.write_tables(self.history)
-        if not (self.path / "progress.gif").exists():
+        if not (self.path / "progress.gif").exists() and (self.path / "figures").exists():
             self.write_gif(self.history)
 
     def difference(self, begun, code):

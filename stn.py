@@ -16,6 +16,7 @@ This file needs torch alone and can be copied as it is. Before a classifier of y
 and log `schedule.drift`, and `scale`, `inside` and `spread` of `transformer.theta(images)` over all test images.
 """
 
+import inspect
 import math
 import warnings
 from contextlib import contextmanager
@@ -237,7 +238,7 @@ def drift(before, after):
 
 
 def predict_in_eval_mode(predict, images):
-    """Returns a copy of `predict(images)`, with all modules that it calls in eval mode meanwhile.
+    """Returns a copy of `predict(images)`, with all modules that it calls or names in eval mode meanwhile.
 
     Raises ValueError if that is not a `theta` (N, 2, 3) of N images.
     """
@@ -247,19 +248,25 @@ def predict_in_eval_mode(predict, images):
     def to_eval_mode(module, *_):
         for each in module.modules():
             modes.setdefault(each, each.training)
+        for each in module.modules():  # only now: that of a compiled module is that of the module itself
             each.training = False
 
-    owner = getattr(predict, "__self__", None)  # of a method, which may ask for `self.training` itself
-    if isinstance(owner, nn.Module):
-        to_eval_mode(owner)
+    named = [getattr(predict, "__self__", None)]  # which may ask for `self.training` without being called
+    if inspect.isfunction(predict):
+        variables = inspect.getclosurevars(predict)
+        named += [*variables.nonlocals.values(), *variables.globals.values()]
+    for owner in named:
+        if isinstance(owner, nn.Module):
+            to_eval_mode(owner)
     try:
         with register_module_forward_pre_hook(to_eval_mode):
             theta = predict(images)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    if theta.shape != (len(images), 2, 3):
-        raise ValueError(f"predict returns {list(theta.shape)}, but should return theta, [{len(images)}, 2, 3]")
+    found = list(theta.shape) if isinstance(theta, torch.Tensor) else type(theta)
+    if found != [len(images), 2, 3]:
+        raise ValueError(f"predict returns {found}, but should return theta, [{len(images)}, 2, 3]")
     return theta.clone()
 
 
@@ -268,10 +275,17 @@ def check_schedule(optimizer, images, target, every, group):
         raise ValueError(f"target is {target}, but should be a drift over 0, such as 0.035")
     if every < 1:
         raise ValueError(f"every is {every}, but should be a number of steps from 1 on")
-    if len(images) == 0:
-        raise ValueError("images are empty, but should be some of the training set, such as 64")
+    if not isinstance(images, torch.Tensor) or len(images) == 0:
+        raise ValueError("images are empty or no tensor, but should be some of the training set, such as 64")
     if not 0 <= group < len(optimizer.param_groups):
         raise ValueError(f"the optimizer has no parameter group {group}, but {len(optimizer.param_groups)}, from 0 on")
+    if full_rate(optimizer.param_groups[group]) == 0:
+        raise ValueError(f"the learning rate of parameter group {group} is 0, but should be the largest it may have")
+
+
+def full_rate(group):
+    """A parameter group's learning rate as it was before a scheduler."""
+    return float(group.get("initial_lr", group["lr"]))
 
 
 class DriftLR:
@@ -304,13 +318,14 @@ class DriftLR:
         rate: what the group has now, unless its own is smaller.
 
     Raises ValueError if an argument is not as above, or the group holds weights that `theta` does not come from; that
-    is found out where `predict` can be differentiated; later, if the optimizer makes no step in `every`: of one that
-    wraps another, give that which makes them. Warns once if the localization net does not learn.
+    is found out where `predict` can be differentiated; later, if the optimizer makes no step in 64: of one that wraps
+    another, give that which makes them. Warns once if the localization net does not learn. A deep copy predicts with
+    the copied net only where `predict` is its method. Not for Rprop, whose steps do not follow the rate.
     """
 
     def __init__(self, optimizer, predict, images, target=0.035, every=64, group=0):
         check_schedule(optimizer, images, target, every, group)
-        self.optimizer, self.predict, self.images = optimizer, predict, images.clone()
+        self.optimizer, self.predict, self.images = optimizer, predict, images.detach().clone()
         self.target, self.every, self.group = target, every, group
         self.before = self.theta()
         if not self.before.isfinite().all():
@@ -318,8 +333,9 @@ class DriftLR:
         if not torch.equal(self.before, self.theta()):
             raise ValueError("predict returns another theta each time: put all that is random in it into eval mode")
         self.check_group()
-        self.drift, self.steps, self.idle, self.stepped = None, 0, 0, False
-        self.rate = float(self.param_group.get("initial_lr", self.param_group["lr"])) / 100
+        self.drift, self.steps, self.idle, self.stepped, self.ceiling = None, 0, 0, False, None
+        self.full_rate = full_rate(self.param_group)
+        self.rate = self.full_rate / 100
         self.add_hooks()
 
     @property
@@ -334,7 +350,7 @@ class DriftLR:
     def check_group(self):
         weights = [weight for weight in self.param_group["params"] if weight.requires_grad]
         theta = predict_in_eval_mode(self.predict, self.images)
-        if theta.requires_grad:
+        if theta.requires_grad and weights:
             gradients = torch.autograd.grad(theta.sum(), weights, allow_unused=True)
             others = [list(weight.shape) for weight, found in zip(weights, gradients, strict=True) if found is None]
             if others:
@@ -342,10 +358,16 @@ class DriftLR:
                 raise ValueError(f"{what}: give the localization net a group of its own")
 
     def add_hooks(self):
-        self.optimizer.register_step_pre_hook(self.before_step)
-        self.optimizer.register_step_post_hook(self.after_step)
+        """In the place of those that an earlier one has on the same group, as where a notebook's cell runs again."""
+        hooks = vars(self.optimizer).setdefault("drift_hooks", {})
+        for hook in hooks.get(self.group, ()):
+            hook.remove()
+        before = self.optimizer.register_step_pre_hook(self.before_step)
+        hooks[self.group] = before, self.optimizer.register_step_post_hook(self.after_step)
 
     def before_step(self, optimizer, args, kwargs):
+        if self.ceiling is not None:  # the last step was broken off
+            self.param_group["lr"] = self.ceiling
         self.ceiling = self.param_group["lr"]
         if isinstance(self.ceiling, torch.Tensor):
             self.param_group["lr"] = self.ceiling.clamp(max=self.rate)
@@ -372,7 +394,7 @@ class DriftLR:
             gradient.div_(norm)
 
     def after_step(self, *_):
-        self.param_group["lr"] = self.ceiling
+        self.param_group["lr"], self.ceiling = self.ceiling, None
         self.stepped = True
 
     def step(self):
@@ -380,9 +402,8 @@ class DriftLR:
         self.steps += 1
         if self.steps % self.every:
             return
-        if not self.stepped:
-            raise ValueError(f"the optimizer made no step in {self.every}: give DriftLR the one that makes them")
-        self.stepped = False
+        if not self.stepped and self.steps >= 64:
+            raise ValueError(f"the optimizer made no step in {self.steps}: give DriftLR the one that makes them")
         after = self.theta()
         moved = drift(self.before, after)
         self.drift, self.before = moved.item(), after
@@ -390,8 +411,8 @@ class DriftLR:
         ceiling = float(self.param_group["lr"])
         limited = self.rate >= ceiling
         if factor < 1 or not limited:
-            self.rate = factor * min(self.rate, ceiling)
-        untouched = ceiling == self.param_group.get("initial_lr", ceiling)  # by a schedule, which may end at 0
+            self.rate = max(factor * min(self.rate, ceiling), self.rate / 4)
+        untouched = ceiling == self.full_rate  # by a schedule, which may end at 0
         self.idle = self.idle + 1 if limited and untouched and self.drift < self.target / 10 else 0
         if self.idle == 20:
             where = f"the region drifts by {self.drift:.2g} of its side in {self.every} steps at the full learning rate"

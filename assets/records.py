@@ -8,7 +8,6 @@ import csv
 import io
 import json
 import re
-from itertools import groupby
 
 from assets import ASSETS
 from common import DEFAULTS, TOLD_BY_CODE, RunError, changed_line, summarize, write
@@ -49,7 +48,8 @@ def read_table(path):
         separator = ";" if ";" in file.readline().partition(",")[0] else ","  # as spreadsheets of some countries write
         file.seek(0)
         rows = csv.DictReader(file, delimiter=separator)
-        return [{column: parse_cell(column, text) for column, text in row.items()} for row in rows]
+        cells = [{column: parse_cell(column, text) for column, text in row.items()} for row in rows]
+        return [row for row in cells if any(value is not None for value in row.values())]
 
 
 def format_table(rows, columns=None):
@@ -123,6 +123,11 @@ def difference(run, other):
 # ------------------------------------------------------------------------------------------------ runs.csv, results.csv
 
 
+def in_order(history):
+    """By epoch, which a spreadsheet may have sorted otherwise."""
+    return sorted(history, key=lambda row: row["epoch"])
+
+
 def read_runs(assets=ASSETS):
     """Returns all runs of runs.csv, each a dict of its columns, of what `common.summarize` says, and of "history".
 
@@ -130,10 +135,13 @@ def read_runs(assets=ASSETS):
     for classification_experiment_3; a variant is a text, or None.
     """
     histories = {}
-    for key, rows in groupby(read_table(assets / "results.csv"), key=run_key):
-        histories[key] = [{name: row[name] for name in row if name not in RUN_KEY} for row in rows]
+    for row in read_table(assets / "results.csv"):
+        of_epoch = {name: row[name] for name in row if name not in RUN_KEY}
+        histories.setdefault(run_key(row), []).append(of_epoch)
     runs = read_table(assets / "runs.csv")
-    runs = [run | settings_of(run) | {"history": histories[run_key(run)]} for run in runs]
+    if lacking := [run for run in runs if run_key(run) not in histories]:
+        raise RunError(f"{assets}/results.csv has no epoch of {run_key(lacking[0])}, which runs.csv has: put them back")
+    runs = [run | settings_of(run) | {"history": in_order(histories[run_key(run)])} for run in runs]
     return [run | summarize(run["history"]) for run in runs]
 
 
@@ -168,7 +176,7 @@ def read_folder(folder):
         missing = [name for name in (*RUN_KEY, *SETTINGS, *FACTS, "epoch") if name not in (run | DEFAULTS)]
         run |= {name: parse_cell(name, format_cell(value)) for name, value in settings_of(run).items()}
         run["variant"] = format_cell(run["variant"]) or None
-        history = read_table(folder / "metrics.csv")[: run["epoch"]]
+        history = in_order(read_table(folder / "metrics.csv"))[: run["epoch"]]
         if len(history) < run["epoch"]:
             raise ValueError(f"metrics.csv has {len(history)} of {run['epoch']} epochs")
         missing += [name for name in ("epoch", *SCALARS) if any(row.get(name) is None for row in history)]

@@ -24,8 +24,13 @@ from common import DEFAULTS, RunError
 def markdown(columns, rows):
     """A Markdown table of columns, pairs of a heading and the function of a row that its cells are; None is a dash."""
     lines = [[heading for heading, _ in columns], ["---"] * len(columns)]
-    lines += [[cell(row) for _, cell in columns] for row in rows]
-    return "".join(f"| {' | '.join('-' if cell is None else str(cell) for cell in line)} |\n" for line in lines)
+    lines += [[text_of(cell(row)) for _, cell in columns] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def text_of(cell):
+    """A dash for None; without the line breaks and bars of a title, which would break the row."""
+    return "-" if cell is None else " ".join(str(cell).split()).replace("|", "\\|")
 
 
 def fixed(value, digits=2):

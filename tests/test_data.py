@@ -239,6 +239,28 @@ def test_a_data_set_of_a_users_own_is_one_function_and_one_entry(log_dir, tmp_pa
     assert json.loads((folder / "run.json").read_text()) == told
 
 
+WRONG = {  # what a data set may have in the place of uint8 images (N, 3, 40, 40) and labels from 0 to 9
+    "channels last": lambda images, labels: (images.transpose(0, 2, 3, 1), labels),
+    "another side": lambda images, labels: (images[:, :, :32, :32], labels),
+    "floats": lambda images, labels: (images / 255, labels),
+    "labels from 1 on": lambda images, labels: (images, labels + 1),
+    "fewer labels": lambda images, labels: (images, labels[:9]),
+    "none": lambda images, labels: (images[:0], labels[:0]),
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_a_data_set_with_other_images_or_labels_than_it_says_is_refused(tmp_path, monkeypatch, how):
+    images, labels = make_own(tmp_path / "own.npz")
+    sets = (images[:400], labels[:400]), WRONG[how](images[400:], labels[400:])
+    own = common.Dataset(lambda *_: (*sets, "full"), 40, moves=False, channels=3)
+    monkeypatch.setitem(common.DATASETS, "own", own)
+    with pytest.raises(
+        common.RunError, match=r"the data set own has .* but should have uint8 \(N, 3, 40, 40\), N over 0"
+    ):
+        common.load_images("own", tmp_path, "auto", 384)
+
+
 def test_the_checksum_is_of_all_images_and_labels_that_a_run_sees(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "DATASETS", dict(common.DATASETS))
     enter_own()

@@ -97,7 +97,8 @@ def test_the_rate_never_exceeds_the_groups_own_and_falls_from_there():
     assert rates == pytest.approx([0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.1, 0.1, 0.1], rel=1e-3)
     assert schedule.rate > 0.1
     optimizer.param_groups[0]["lr"], net.gain = 0.01, 1
-    assert windows(net, optimizer, schedule, 2)[1][1] == pytest.approx(0.01 / 4, rel=1e-3)
+    rates = [rate for _, rate in windows(net, optimizer, schedule, 4)]
+    assert rates == pytest.approx([0.01, 0.01, 0.008, 0.002], rel=1e-3)
 
 
 SCHEDULES = {
@@ -138,13 +139,36 @@ def test_a_step_may_be_given_a_closure(how):
 
 
 def test_an_optimizer_whose_steps_another_makes_is_said():
-    net, optimizer, schedule = steered(every=2)
-    for _ in range(2):
-        descend(net, optimizer)
+    _, _, schedule = steered()
+    for _ in range(63):  # as many may be skipped
         schedule.step()
-    schedule.step()
-    with pytest.raises(ValueError, match="made no step in 2: give DriftLR the one that makes them"):
+    with pytest.raises(ValueError, match="made no step in 64: give DriftLR the one that makes them"):
         schedule.step()
+
+
+def test_a_second_one_takes_the_place_of_the_first_and_a_step_that_is_broken_off_leaves_no_trace():
+    net, optimizer, _ = steered()
+    DriftLR(optimizer, net, IMAGES)
+
+    def run_out_of_memory():
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step(run_out_of_memory)
+    assert descend(net, optimizer) == pytest.approx(0.01) and optimizer.param_groups[0]["lr"] == 1
+
+
+def test_a_ceiling_that_falls_to_0_for_a_while_takes_no_more_than_three_quarters_of_the_rate():
+    net, optimizer, schedule = steered(gain=1.0)
+    for _ in range(6):
+        rate = schedule.rate
+        optimizer.param_groups[0]["lr"] = 1.0
+        for step in range(64):
+            if step == 63:
+                optimizer.param_groups[0]["lr"] = 0.0
+            descend(net, optimizer)
+            schedule.step()
+        assert schedule.rate >= rate / 4 > 0
 
 
 @pytest.mark.parametrize("which", SCHEDULES)
@@ -196,6 +220,9 @@ def test_a_schedule_that_ends_at_0_is_no_net_that_does_not_learn():
         for _ in range(40):
             windows(net, optimizer, schedule, 1)
             cosine.step()
+        optimizer.param_groups[0].pop("initial_lr")  # now by hand
+        optimizer.param_groups[0]["lr"] = 1e-3
+        windows(net, optimizer, schedule, 25)
 
 
 @pytest.mark.parametrize("how", ["state_dict", "copy", "pickle"])
@@ -243,14 +270,31 @@ class Normalized(nn.Module):
         return self.classifier(F.grid_sample(images, grid, align_corners=False).flatten(1))
 
 
-def test_a_prediction_is_made_in_eval_mode_and_leaves_no_trace():
+WAYS = {  # to give the prediction of a network that asks for `self.training` itself
+    "a method": lambda net: net.theta,
+    "a function that names it": lambda net: lambda images: net.theta(images),
+    "a compiled module": lambda net: torch.compile(Predicting(net), backend="eager"),
+}
+
+
+class Predicting(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net.theta(images)
+
+
+@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
+def test_a_prediction_is_made_in_eval_mode_and_leaves_no_trace(how):
     torch.manual_seed(0)
     net = Normalized()
     net.localization[2].eval()  # frozen by the user
     optimizer = torch.optim.SGD([*net.localization.parameters(), *net.fc_loc.parameters()], lr=0.01)
     modes = {module: module.training for module in net.modules()}
     before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
-    schedule = DriftLR(optimizer, net.theta, IMAGES)
+    schedule = DriftLR(optimizer, how(net), IMAGES)
     for _ in range(64):
         optimizer.step()
         schedule.step()
@@ -280,7 +324,10 @@ def test_wrong_arguments_are_one_clear_error():
         "target is nan": (of_net, theta, IMAGES, math.nan),
         "every is 0": (of_net, theta, IMAGES, 0.1, 0),
         "the optimizer has no parameter group 1": (of_net, theta, IMAGES, 0.1, 1, 1),
-        "images are empty": (of_net, theta, IMAGES[:0]),
+        "images are empty or no tensor": (of_net, theta, IMAGES[:0]),
+        "or no tensor": (of_net, theta, [*IMAGES]),
+        "group 0 is 0, but should be the largest": (torch.optim.SGD(net.stn.parameters(), lr=0.0), theta, IMAGES),
+        "predict returns <class 'tuple'>": (of_net, lambda images: (theta(images), 1), IMAGES),
         "weights that theta does not come from, of shape [10": (of_all, theta, IMAGES),
         "predict returns [4, 6]": (of_net, lambda images: theta(images).flatten(1), IMAGES),
         "theta is not finite": (of_net, lambda images: theta(images) / 0, IMAGES),

@@ -175,6 +175,21 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_deleted(stopped, how):
     assert files(stopped) == before
 
 
+def test_without_its_checkpoint_a_run_is_not_begun_anew_over_what_was_trained(stopped):
+    (stopped / "checkpoint.pt").unlink()
+    before = files(stopped)
+    refused = run(stopped.parent, *SEVEN)
+    assert refused.code == 1 and f"{stopped} has lost its checkpoint.pt" in refused.err and files(stopped) == before
+
+
+def test_figures_that_were_removed_are_no_obstacle(whole_run, stopped):
+    shutil.rmtree(stopped / "figures")
+    (stopped / "progress.gif").unlink()
+    assert run(stopped.parent, "--limit=384", "--epochs=5").code == 0
+    assert run(stopped.parent, *SEVEN).code == 0 and result(stopped) == result(whole_run.folder)
+    assert (stopped / "progress.gif").exists()
+
+
 @pytest.mark.parametrize("name", ["weights/006.pt", "checkpoint.pt", None])
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_loads(whole_run, stopped, monkeypatch, name):
     """Full from the moment in which a file of the next epoch is written, or for TensorBoard's events."""

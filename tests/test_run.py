@@ -2,10 +2,12 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import sys
 import time
+from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
@@ -213,6 +215,53 @@ def test_a_run_begun_with_other_settings_is_refused_in_a_line_with_old_and_new(o
 def test_a_run_begun_with_another_module_beside_the_script_is_refused(own_run, tmp_path):
     refused = run_own(own_run, write_own(tmp_path, OWN, small="0.2"), "--epochs=2")
     check_refused(refused, own_run, "bounds.py: `SMALL = 0.1` was there, now `SMALL = 0.2`")
+
+
+HIDDEN = {  # in a script's sweep, or beside the script: what its settings and its own text do not show
+    "a lambda": 'for name, penalty in (("a", lambda theta: 0.1 * theta.square().mean()),):',
+    "a list": 'for name, (low, high) in (("a", [0.1, 1]),):\n    def penalty(theta): return low * theta.mean()',
+    "a file": "low = float(open(__file__ + '.txt').read())\nfor name in 'a':\n"
+    "    def penalty(theta): return low * theta.mean()",
+}
+HIDING = """
+    run_experiment(
+        title="own", mean=0.5, std=1, epochs=1, variant=name, penalty=penalty,
+        make_optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.01),
+    )
+"""
+
+
+@pytest.mark.parametrize("how", HIDDEN)
+def test_what_a_sweep_or_a_file_hides_is_found(log_dir, tmp_path, how):
+    for number in ("0.1", "0.2"):
+        root = write_script(tmp_path / "scripts", HIDDEN[how].replace("0.1", number) + HIDING)
+        (root / "classification_experiment_1.py.txt").write_text(number)
+        ended = run(log_dir, *PLAIN, "--epochs=2", root=root)
+        assert ended.err.count("\n") == (number == "0.2"), ended.err
+    assert "is another run's" in ended.err and "0.1" in ended.err and "0.2" in ended.err, ended.err
+
+
+def test_a_script_that_failed_before_there_was_an_epoch_may_be_mended(log_dir, tmp_path):
+    for how, code in (("0.1 * theta.square()", 1), ("0.1 * theta.square().mean()", 0)):
+        text = HIDDEN["a lambda"].replace("0.1 * theta.square().mean()", how) + HIDING
+        ended = run(log_dir, *PLAIN, root=write_script(tmp_path / "scripts", text))
+        assert ended.code == code, ended.err
+
+
+def test_what_a_script_imports_is_kept_also_where_its_path_is_relative_or_a_link(log_dir, tmp_path):
+    root, linked = write_own(tmp_path / "scripts", OWN), tmp_path / "linked"
+    linked.mkdir()
+    (linked / "classification_experiment_1.py").symlink_to(root / "classification_experiment_1.py")
+
+    def from_there():
+        os.chdir(root)
+        import_afresh(root)
+
+    for number, folder in enumerate((Path(), linked)):
+        into = log_dir / str(number)
+        into.mkdir()
+        assert run(into, *PLAIN, root=folder, before=from_there).code == 0
+        assert (into / NAME / "code" / "bounds.py").exists()
 
 
 SAME = {  # of a script, none of which makes its run another

@@ -175,6 +175,13 @@ def test_an_optimizer_that_wants_a_closure_is_refused_in_a_line_before_training(
     assert "LBFGS's step has a missing a required argument: 'closure'" in ended.err
 
 
+def test_a_drift_that_cannot_be_followed_is_said_in_a_line(log_dir, tmp_path):
+    given = f"{SGD}, drift=0.035"  # one group of all weights
+    ended = run(log_dir, *SHORT, root=write_script(tmp_path / "scripts", OWN.replace("GIVEN", given)))
+    assert ended.code == 1 and ended.err.count("\n") == 1, ended.err
+    assert "drift cannot be followed: parameter group 0 holds weights that theta does not come from" in ended.err
+
+
 def test_where_the_data_folder_cannot_be_made_the_embedded_digits_are_taken(tmp_path):
     (tmp_path / "file").write_text("")
     assert common.load_digits(tmp_path / "file" / "data")[2] == "embedded"

@@ -166,6 +166,11 @@ def test_what_older_runs_lack_is_a_dash_in_every_table(tag):
     assert tables.foretold(runs) and tables.rivals(runs)
 
 
+def test_a_title_of_a_users_breaks_no_row():
+    (line,) = tables.all_results([run(LASTS, title="a|b\nc")]).splitlines()[2:]
+    assert line.startswith("| 1: a\\|b c | 0 of 1")
+
+
 def test_a_data_set_that_nobody_knows_is_shown_and_its_digits_move_about():
     made = [run(LASTS, 17, variant="0.1", dataset=dataset) for dataset in ("fashion", "mnist", "cluttered")]
     labels = ["17: made up", "17: made up, fashion digits", "17: made up, plain digits"]
