@@ -196,11 +196,11 @@ def choices(runs):
 
     columns = [
         ("in your code", lambda seeds: CHOICES[seeds[0]["experiment"], seeds[0]["variant"]]),
-        (f"went wrong within {COMPARED_AFTER} epochs", lambda seeds: went_wrong_of(early(seeds))),
-        ("accuracy then, %", lambda seeds: middle_and_range([run["last_accuracy"] for run in early(seeds)], 1)),
+        (f"{COMPARED_AFTER} epochs: went wrong", lambda seeds: went_wrong_of(early(seeds))),
+        ("accuracy, %", lambda seeds: middle_and_range([run["last_accuracy"] for run in early(seeds)], 1)),
         ("epochs to 90 %", lambda seeds: epochs_to(90, study.without_repeats(seeds))),
-        ("went wrong in all", lambda seeds: went_wrong_of(study.without_repeats(seeds))),
-        ("of epochs", lambda seeds: max(run["epochs"] for run in seeds)),
+        ("all epochs: went wrong", lambda seeds: went_wrong_of(study.without_repeats(seeds))),
+        ("how many", lambda seeds: max(run["epochs"] for run in seeds)),
         ("best accuracy, %", lambda seeds: middle_and_range(at_best(study.without_repeats(seeds), "test/accuracy"), 1)),
         ("experiment", lambda seeds: seeds[0]["experiment"]),
     ]
