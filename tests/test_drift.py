@@ -294,11 +294,13 @@ def test_a_prediction_is_made_in_eval_mode_and_leaves_no_trace(how):
     optimizer = torch.optim.SGD([*net.localization.parameters(), *net.fc_loc.parameters()], lr=0.01)
     modes = {module: module.training for module in net.modules()}
     before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
-    schedule = DriftLR(optimizer, how(net), IMAGES)
+    predict = how(net)
+    schedule = DriftLR(optimizer, predict, IMAGES)
     for _ in range(64):
         optimizer.step()
         schedule.step()
-    assert schedule.drift == 0 and modes == {module: module.training for module in net.modules()}
+    assert getattr(predict, "training", True) and schedule.drift == 0
+    assert modes == {module: module.training for module in net.modules()}
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.equal(random, torch.get_rng_state()) and all(each.grad is None for each in net.parameters())
 
