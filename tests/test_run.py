@@ -219,7 +219,7 @@ def test_a_run_begun_with_another_module_beside_the_script_is_refused(own_run, t
 
 HIDDEN = {  # in a script's sweep, or beside the script: what its settings and its own text do not show
     "a lambda": 'for name, penalty in (("a", lambda theta: 0.1 * theta.square().mean()),):',
-    "a list": 'for name, (low, high) in (("a", [0.1, 1]),):\n    def penalty(theta): return low * theta.mean()',
+    "a list": 'for name, bounds in (("a", [0.1, 1]),):\n    def penalty(theta): return bounds[0] * theta.mean()',
     "a file": "low = float(open(__file__ + '.txt').read())\nfor name in 'a':\n"
     "    def penalty(theta): return low * theta.mean()",
 }
