@@ -55,7 +55,7 @@ BATCH_SIZE = 64
 FIGURE_EVERY = 5  # epochs
 CANVAS, PATCH, PATCHES = 60, 6, 8  # side of a canvas and of a clutter patch in pixels, patches on a canvas
 TRAIN_SEED, TEST_SEED = 0, 1  # of the canvases: they are the same in every run
-MEASURE_EVERY = 16  # steps
+MOTION_EVERY, DRIFT_EVERY = 16, 64  # steps
 LIMIT_IMAGES, DRIFT_IMAGES = 16, 64  # of a batch that its step is limited by; of the training set, to measure drift on
 STEPPED_EACH_BATCH = OneCycleLR, CyclicLR  # other schedulers are stepped once an epoch
 BAR = {"leave": False, "disable": None}  # of tqdm: none where stderr is no terminal
@@ -446,15 +446,9 @@ def predict_theta(model, images):
 
 
 def drift_figures(thetas):
-    """What an epoch drifted over 64 steps, and over 16 and 256, by `theta` (N, 2, 3) before it and every 16 steps."""
-    figures = {}
-    for name, steps in (("stn/drift", 64), ("stn/drift_16", 16), ("stn/drift_256", 256)):
-        windows = pairwise(thetas[:: steps // MEASURE_EVERY])
-        drifts = [stn.drift(before, after).item() for before, after in windows]
-        figures[name] = float(np.median(drifts)) if drifts else None
-        if name == "stn/drift":
-            figures["stn/drift_max"] = max(drifts, default=None)
-    return figures
+    """The median and the largest drift over an epoch's windows of 64 steps, by `theta` (N, 2, 3) at their ends."""
+    drifts = [stn.drift(before, after).item() for before, after in pairwise(thetas)]
+    return {"stn/drift": float(np.median(drifts)) if drifts else None, "stn/drift_max": max(drifts, default=None)}
 
 
 def localization_rate(network):
@@ -484,7 +478,7 @@ def train(experiment, network, images, labels):
         optimizer.zero_grad()
         (loss + experiment.penalty(theta) if experiment.penalty else loss).backward()
         norms.append(clip_grad_norm_(model.parameters(), experiment.max_grad_norm or math.inf))  # inf clips nothing
-        measured = step % MEASURE_EVERY == 1
+        measured = step % MOTION_EVERY == 1
         before = predict_theta(model, batch) if measured else None
         with limit(model, batch, experiment.max_motion):
             optimizer.step()
@@ -494,7 +488,7 @@ def train(experiment, network, images, labels):
             network.scheduler.step()
         if measured:
             motions.append(stn.motion(before, predict_theta(model, batch), batch.shape[2:]))
-        if step % MEASURE_EVERY == 0:
+        if step % DRIFT_EVERY == 0:
             thetas.append(predict_theta(model, followed))
         total += loss.detach() * len(index)  # no .item() here: it would wait for the device in every step
     norms, motions = (torch.stack(values).cpu().numpy() for values in (norms, motions))

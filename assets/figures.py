@@ -221,7 +221,7 @@ def drift(read):
     draw_fates(left, runs, study.drift_of)
     for number in (study.LOW, study.HIGH):
         left.axvline(number, color="grey", linestyle=":", linewidth=1.2, zorder=0)
-    draw_fates(right, runs, study.RIVALS["step, pixels"])
+    draw_fates(right, runs, study.step_of)
     left.set(xlabel="drift: movement in 64 steps, of the region's side")
     right.set(xlabel="a step, pixels")
     for ticks, axes in (((0.02, 0.05, 0.1, 0.2, 0.5), left), ((0.1, 1, 10), right)):

@@ -1,14 +1,10 @@
 """What tables and figures read out of the CSV files: runs, and what became of them."""
 
-import math
 import re
 from collections import Counter
 from itertools import groupby
 from statistics import median
 from types import SimpleNamespace
-from typing import NamedTuple
-
-import numpy as np
 
 from assets.records import read_runs, read_table, run_key, run_sort_key, settings_of
 from common import DATASETS, DEFAULTS, collapsed, summarize
@@ -190,106 +186,11 @@ def chance(run, runs):
     return sum(map(went_wrong, longer)) / len(longer)
 
 
-class Ranking(NamedTuple):
-    """The area under the ROC curve, and its 95 % interval."""
-
-    area: float
-    low: float
-    high: float
-
-
-def ranking(figures, chances):
-    """How well a figure ranks failing runs above lasting ones, a `Ranking`.
-
-    1 if every run that fails has a larger figure than every one that lasts, 0.5 by chance. `chances` (0 to 1) are those
-    of failing: a run of which only its setting's share is known counts as both, in these parts. The interval is the
-    bootstrap's over the runs, of 2,000 draws. All is nan where nothing fails or nothing lasts.
-    """
-    figures, chances = np.asarray(figures, float), np.asarray(chances, float)
-
-    def area(index):
-        x, fails = figures[index], chances[index]
-        weights = np.outer(fails, 1 - fails)
-        above = (x[:, None] > x) + 0.5 * (x[:, None] == x)
-        return (weights * above).sum() / weights.sum() if weights.any() else math.nan
-
-    draws = np.random.default_rng(0).integers(len(figures), size=(2000, len(figures)))
-    drawn = [area(index) for index in draws]
-    drawn = [value for value in drawn if not math.isnan(value)]
-    low, high = np.quantile(drawn, (0.025, 0.975)) if drawn else (math.nan, math.nan)
-    return Ranking(float(area(np.arange(len(figures)))), float(low), float(high))
-
-
-# ------------------------------------------------------------------------------------------------ drift and its rivals
+# ---------------------------------------------------------------------------------------------------- drift, and a step
 
 
 def drift_of(run):
     return judged_median(run, "stn/drift")
-
-
-def product(*factors):
-    """Their product, or None if one of them is not known."""
-    return None if None in factors else math.prod(factors)
-
-
-def side_of_region(run):
-    """In pixels of the image."""
-    return product(side_of(run["dataset"]), judged_median(run, "stn/scale"))
-
-
-def step_of_region(run):
-    """The step as a fraction of the region's side."""
-    step, side = judged_median(run, "stn/motion"), side_of_region(run)
-    return None if None in (step, side) else step / side
-
-
-def largest(run, tag):
-    """The largest value of a scalar over all epochs before a failure."""
-    values = [row.get(tag) for row in before_failure(run)]
-    return None if None in values else max(values)
-
-
-def largest_drift(run):
-    return largest(run, "stn/drift_max")
-
-
-def summed_step(run):
-    """The step times how many of it momentum, or Adam's first moment, adds up: 1 / (1 - 0.9)."""
-    return product(judged_median(run, "stn/motion"), 1 if optimizer_kind(run) == "SGD" else 10)
-
-
-RIVALS = {
-    "drift over 64 steps": drift_of,
-    "largest drift over 64 steps": largest_drift,
-    "drift over 16 steps": lambda run: judged_median(run, "stn/drift_16"),
-    "drift over 256 steps": lambda run: judged_median(run, "stn/drift_256"),
-    "drift, pixels": lambda run: product(drift_of(run), side_of_region(run)),
-    "step, pixels": lambda run: judged_median(run, "stn/motion"),
-    "step, of the region": step_of_region,
-    "largest step, pixels": lambda run: largest(run, "stn/motion_max"),
-    "step / (1 - momentum or beta1)": summed_step,
-    "learning rate x gradient norm": lambda run: product(
-        judged_median(run, "stn/rate"), judged_median(run, "train/grad_norm")
-    ),
-    "learning rate": lambda run: judged_median(run, "stn/rate"),
-}
-PILOTS = (  # experiments and variants that pilots had tried before the numbers were fixed; all variants where None
-    *((number, None) for number in (1, 7, 10, 19, 21, 27, 28, 29, 34, 36)),
-    *((26, "1"), (35, "1"), (39, "adam"), (17, "0.01"), (17, "0.02"), (17, "0.05")),
-)
-
-
-SEEN = {  # experiments and seeds on which it was found that the largest drift ranks best; and what came later of them
-    **{1: (7, 8), 9: (7, 8), 17: (3, 7), 19: (3, 4), 28: (2, 3), 29: (3, 4), 34: (2, 3)},
-    **{36: (0, 1), 37: (0,), 38: (0, 1, 2, 3, 4), 39: (0,), 40: (0,)},
-}
-LATER = "adam_0.01", "adam_0.035", "momentum_0.01", "momentum_0.035", "momentum_0.07", "aicaffeinelife_leaky"
-ALARM = 0.2  # largest drift under which nothing goes wrong, as was foretold then
-
-
-def was_seen(run):
-    """Whether a run was looked at before the second prediction was made."""
-    return run["seed"] in SEEN.get(run["experiment"], ()) and run["variant"] not in LATER
 
 
 def with_drift(runs):
@@ -297,24 +198,12 @@ def with_drift(runs):
     return [run for run in runs if drift_of(run) is not None]
 
 
-def is_of_pilots(run):
-    if (run["experiment"], run["dataset"]) == (17, "cluttered"):
-        return run["variant"] == "0.02"
-    return (run["experiment"], None) in PILOTS or (run["experiment"], run["variant"]) in PILOTS
+def step_of(run):
+    """In pixels of the image."""
+    return judged_median(run, "stn/motion")
 
 
-def rank_settings(figure, runs, all_runs):
-    """How well a figure ranks the settings that go wrong above the others; returns their number and the `Ranking`.
-
-    A setting counts once, by the median of the figure and the mean chance of its runs, but for those of dead units.
-    """
-    settings = {}
-    for run in runs:
-        if not has_dead_units(run):
-            settings.setdefault(setting_of(run), []).append(run)
-    pairs = []
-    for alike in settings.values():
-        values = [value for value in map(figure, alike) if value is not None]
-        if values:
-            pairs.append((median(values), sum(chance(run, all_runs) for run in alike) / len(alike)))
-    return len(pairs), ranking(*zip(*pairs, strict=True)) if pairs else None
+def steps_of_drift(run):
+    """How many steps straight on lead as far as 64 steps do, or None if that is not known."""
+    step, scale, side = step_of(run), judged_median(run, "stn/scale"), side_of(run["dataset"])
+    return None if None in (step, scale, side) else drift_of(run) * scale * side / step

@@ -254,75 +254,20 @@ def foretold(runs):
     return markdown(columns, rows.values())
 
 
-def ranked(settings):
-    """Number of settings, and the area under the curve with its interval."""
-    count, found = settings
-    if found is None or math.isnan(found.area):
-        return f"{count}: -"
-    return f"{count}: {found.area:.2f} ({found.low:.2f} to {found.high:.2f})"
-
-
-def rivals(runs):
-    """How well drift and its rivals rank the settings that go wrong above those that last, those of pilots apart."""
-    recorded = study.with_drift(runs)
-    pilots = [run for run in recorded if study.is_of_pilots(run)]
-    others = [run for run in recorded if not study.is_of_pilots(run)]
-    columns = [("number", str)]
-    for heading, group in (("settings of the pilots", pilots), ("others", others), ("all", recorded)):
-        columns.append(
-            (heading, lambda name, group=group: ranked(study.rank_settings(study.RIVALS[name], group, runs)))
-        )
-    return markdown(columns, study.RIVALS)
-
-
-def largest_drift(runs):
-    """What became of runs by their largest drift, seen before the second prediction and later.
-
-    Rows are pairs of what they are called and the runs.
-    """
-    recorded = [run for run in study.with_drift(runs) if study.largest_drift(run) is not None]
-    seen = [run for run in recorded if study.was_seen(run)]
-    later = [run for run in recorded if not study.was_seen(run)]
-
-    def small(row):
-        return [run for run in row[1] if study.largest_drift(run) < study.ALARM]
-
-    def large(row):
-        return [run for run in row[1] if study.largest_drift(run) >= study.ALARM]
-
-    def count_wrong(alike):
-        return f"{sum(map(study.went_wrong, alike))} of {len(alike)}"
-
-    def ranking_by(name):
-        return lambda row: ranked(study.rank_settings(study.RIVALS[name], row[1], runs))
-
-    columns = [
-        ("runs", lambda row: row[0]),
-        (f"went wrong under {study.ALARM}", lambda row: count_wrong(small(row))),
-        ("from there on", lambda row: count_wrong(large(row))),
-        ("expected to", lambda row: fixed(sum(study.chance(run, runs) for run in large(row)), 1)),
-        ("the largest drift ranks settings", ranking_by("largest drift over 64 steps")),
-        ("the typical drift", ranking_by("drift over 64 steps")),
-        ("the largest step", ranking_by("largest step, pixels")),
-    ]
-    return markdown(columns, [("found on", seen), ("later", later)])
-
-
 def adding_up(runs):
     """How large steps are, and how far 64 of them lead, by optimizer."""
     optimizers = {}
     for run in study.with_drift(runs):
-        if study.step_of_region(run):
+        if study.step_of(run):
             optimizers.setdefault(study.optimizer_kind(run), []).append(run)
-
-    def steps_come_to(alike):
-        return [study.drift_of(run) / study.step_of_region(run) for run in alike]
-
     columns = [
         ("optimizer", lambda alike: study.optimizer_kind(alike[0])),
         ("runs", len),
-        ("a step, pixels", lambda alike: middle_and_range(map(study.RIVALS["step, pixels"], alike))),
-        ("where 64 steps lead, in steps straight on", lambda alike: middle_and_range(steps_come_to(alike), 0)),
+        ("a step, pixels", lambda alike: middle_and_range(map(study.step_of, alike))),
+        (
+            "where 64 steps lead, in steps straight on",
+            lambda alike: middle_and_range(map(study.steps_of_drift, alike), 0),
+        ),
     ]
     return markdown(columns, optimizers.values())
 
@@ -454,10 +399,7 @@ def make_tables(assets=ASSETS):
     read = study.read_all(assets)
     of_runs = (all_results, drift_dose, steered)
     tables = {function.__name__: function(read.counted) for function in of_runs}
-    tables |= {
-        function.__name__: function(read.runs)
-        for function in (choices, healthy, foretold, rivals, largest_drift, adding_up)
-    }
+    tables |= {function.__name__: function(read.runs) for function in (choices, healthy, foretold, adding_up)}
     return tables | {"elsewhere": elsewhere(read.elsewhere), "speed": speed(read.speed)}
 
 

@@ -5,8 +5,7 @@ from common import summarize
 
 TAGS = ("train/loss", "test/loss", "test/accuracy", "stn/scale", "stn/inside", "stn/spread", "stn/active", "stn/motion")
 TAGS += ("stn/motion_max", "train/grad_norm", "train/grad_norm_max")
-TAGS += ("time/epoch_seconds", "stn/drift", "stn/drift_max", "stn/drift_16", "stn/drift_256")
-TAGS += ("stn/rate",)
+TAGS += ("time/epoch_seconds", "stn/drift", "stn/drift_max", "stn/rate")
 
 
 NEEDED_TAGS = ("train/loss", "test/accuracy", "stn/inside")  # by what says whether a run failed

@@ -1,9 +1,5 @@
 """Runs are picked and grouped by their settings, and judged by what was fixed before they ran."""
 
-import math
-
-import numpy as np
-import pytest
 from made_up import LASTS, LOSES, OFF, STOPPED, WELL, history, run, without
 
 from assets import study
@@ -103,52 +99,3 @@ def test_of_a_short_run_that_did_not_go_wrong_its_settings_share_counts():
     assert study.chance(short, [short, other]) == 0
     failed = run(history(*[WELL] * 9, *[OFF] * 11), experiment=17, epochs=20)
     assert study.chance(failed, [*longer, failed]) == 1 and study.chance(longer[0], longer) == 0
-
-
-def test_the_rivals_of_drift_have_their_units():
-    scalars = {"stn/drift": 0.06, "stn/scale": 0.5, "stn/motion": 0.3, "stn/motion_max": 4.0, "stn/rate": 0.01}
-    made = run(history(*[WELL] * 10, **scalars, **{"train/grad_norm": 20.0, "stn/drift_16": 0.02}))
-    made["history"][8] |= {"stn/motion_max": 7.0, "stn/drift_max": 0.9}  # after the five epochs that count elsewhere
-    found = {name: figure(made) for name, figure in study.RIVALS.items()}
-    assert found == {
-        "drift over 64 steps": 0.06,
-        "largest drift over 64 steps": 0.9,
-        "drift over 16 steps": 0.02,
-        "drift over 256 steps": 0.8,
-        "drift, pixels": pytest.approx(0.06 * 30),
-        "step, pixels": 0.3,
-        "step, of the region": pytest.approx(0.01),
-        "largest step, pixels": 7.0,
-        "step / (1 - momentum or beta1)": 0.3,
-        "learning rate x gradient norm": pytest.approx(0.2),
-        "learning rate": 0.01,
-    }
-    for optimizer in ("Adam(lr=0.001)", "SGD(lr=0.01, momentum=0.9)"):
-        assert study.RIVALS["step / (1 - momentum or beta1)"](made | {"optimizer": optimizer}) == pytest.approx(3)
-    older = run(without(without(made["history"], "stn/motion"), "stn/motion_max"))
-    assert [name for name, figure in study.RIVALS.items() if figure(older) is None] == [*found][5:9]
-
-
-def test_a_setting_counts_once_and_dead_units_not_at_all():
-    def drifting(drift, rows, seed=0, **columns):
-        return run([row | {"stn/drift": drift} for row in rows], seed=seed, **columns)
-
-    low = [drifting(drift, LASTS, seed) for seed, drift in enumerate((0.01, 0.02, 0.03))]
-    high = [drifting(0.1, LOSES, mean=0), drifting(0.3, LASTS, 1, mean=0, experiment=2)]
-    dead = drifting(0.001, ending(LASTS, spread=0.0, active=0.0), std=1)
-    count, found = study.rank_settings(study.drift_of, [*low, *high, dead], [*low, *high, dead])
-    assert count == 2 and found.area == pytest.approx(5 / 6)  # 0.02 lasts; 0.2 goes wrong in one of two, beside itself
-    assert study.rank_settings(study.drift_of, [], []) == (0, None)
-
-
-def test_ranking_is_the_area_under_the_curve():
-    area, low, high = study.ranking([1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 1, 1])
-    assert area == 1 and low == high == 1
-    area, low, high = study.ranking([1, 2, 3, 4], [0, 1, 0, 1])
-    assert area == 0.75 and low < 0.75 <= high  # three of four pairs
-    assert study.ranking([1, 1], [0, 1])[0] == 0.5
-    assert study.ranking([1, 2, 3], [0, 0.5, 1])[0] == pytest.approx(17 / 18)
-    assert all(map(math.isnan, study.ranking([1, 2], [0, 0])))
-    rng = np.random.default_rng(1)
-    chance = study.ranking(rng.random(80), rng.random(80) < 0.5)
-    assert chance[1] < 0.5 < chance[2] and 0.1 < chance[2] - chance[1] < 0.4

@@ -97,25 +97,6 @@ def test_what_was_foretold_is_counted_by_band_and_optimizer():
     ]
 
 
-def test_rivals_rank_settings_of_pilots_and_others_apart():
-    runs = [drifting(0.1, LOSES, 29, mean=0), drifting(0.01, LASTS, 29), drifting(0.02, LASTS, 35, std=1, variant="3")]
-    cells = {line[0]: line[1:] for line in rows(tables.rivals(runs))}
-    assert cells["drift over 64 steps"] == ["2: 1.00 (1.00 to 1.00)", "1: -", "3: 1.00 (1.00 to 1.00)"]
-    assert cells["drift over 16 steps"][0] == "2: 0.50 (0.50 to 0.50)"
-
-
-def test_runs_over_and_under_the_largest_drift_are_counted_before_the_second_prediction_and_after():
-    def peaking(peak, rows, seed, variant="adam_0.1"):
-        return run([row | {"stn/drift_max": peak} for row in rows], 37, seed, variant=variant, drift=peak)
-
-    seen = [peaking(0.2, fails_in(50), 0), peaking(0.1, LASTS, 0, "adam_0.15")]
-    later = [peaking(0.3, LASTS, 0, "adam_0.01"), peaking(0.199, LASTS, 1), peaking(0.1, fails_in(50), 2)]
-    older, newer = rows(tables.largest_drift([*seen, *later]))
-    assert older[:4] == ["found on", "0 of 1", "1 of 1", "1.0"]
-    assert older[4:] == ["2: 1.00 (1.00 to 1.00)", "2: 0.50 (0.50 to 0.50)", "2: 0.50 (0.50 to 0.50)"]
-    assert newer[:4] == ["later", "1 of 2", "0 of 1", "0.0"]
-
-
 def test_the_dose_of_drift_has_a_row_a_target():
     columns = {"experiment": 37, "epochs": 20}
     doses = [drifting(0.03, LASTS[:20], seed=seed, variant="adam_0.035", drift=0.035, **columns) for seed in (0, 1)]
@@ -163,7 +144,7 @@ def test_what_older_runs_lack_is_a_dash_in_every_table(tag):
     has_column = {"stn/spread": tables.all_results, "stn/drift": tables.drift_dose}
     if tag in has_column:
         assert "| - " in has_column[tag](runs)
-    assert tables.foretold(runs) and tables.rivals(runs)
+    assert tables.foretold(runs)
 
 
 def test_a_title_of_a_users_breaks_no_row():
@@ -175,7 +156,7 @@ def test_a_data_set_that_nobody_knows_is_shown_and_its_digits_move_about():
     made = [run(LASTS, 17, variant="0.1", dataset=dataset) for dataset in ("fashion", "mnist", "cluttered")]
     labels = ["17: made up", "17: made up, fashion digits", "17: made up, plain digits"]
     assert [line[0] for line in rows(tables.all_results(made))] == labels
-    assert len(rows(tables.foretold(made))) == 1 and tables.rivals(made)
+    assert len(rows(tables.foretold(made))) == 1
     one_map = history(*[WELL] * 100, **{"stn/spread": 0.001, "stn/scale": 1.3})
     fates = [study.fate(run(one_map, dataset=dataset)) for dataset in ("fashion", "mnist", "enlarged")]
     assert fates == ["one map", "zoomed out", "one map"]

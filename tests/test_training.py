@@ -153,12 +153,10 @@ def test_motion_and_drift_are_those_of_the_loop_written_out(digits, monkeypatch)
     measured = motions[::16]
     assert row["stn/motion"] == pytest.approx(np.median(measured), rel=1e-3) and len(measured) == 9
     assert row["stn/motion_max"] == pytest.approx(max(measured), rel=1e-3)
-    for name, steps in (("", 64), ("_16", 16)):
-        pairs = [(thetas[i], thetas[i + steps]) for i in range(0, 130 - steps, steps)]
-        drifts = [(stn.motion(*pair, 1) / stn.scale(pair[1])).item() for pair in pairs]
-        assert row["stn/drift" + name] == pytest.approx(np.median(drifts), rel=1e-3) and len(drifts) == 128 // steps
-        assert name or row["stn/drift_max"] == pytest.approx(max(drifts), rel=1e-3)
-    assert row["stn/drift_256"] is None and row["stn/rate"] == 0.01
+    pairs = (thetas[0], thetas[64]), (thetas[64], thetas[128])
+    drifts = [(stn.motion(*pair, 1) / stn.scale(pair[1])).item() for pair in pairs]
+    assert row["stn/drift"] == pytest.approx(np.median(drifts), rel=1e-3)
+    assert row["stn/drift_max"] == pytest.approx(max(drifts), rel=1e-3) and row["stn/rate"] == 0.01
 
 
 def test_a_limited_run_learns_and_no_step_goes_further(log_dir):
