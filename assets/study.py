@@ -118,7 +118,7 @@ def before_failure(run):
 # ------------------------------------------------------ what became of a run, as it was fixed before drift was recorded
 
 ZOOMED_OUT = 1.25  # scale over which a run has zoomed out at its end
-FORMERLY_ZOOMED_OUT = 1.1  # on digits that stand still, in the rounds before
+FORMERLY_ZOOMED_OUT = 1.1
 DEAD = 0.05  # fraction of active units under which one map is one of dead units
 LOW, HIGH = 0.05, 0.085  # drift under the one was foretold to do no harm, over the other to do it
 HORIZON = 100  # epochs within which it was foretold
@@ -158,6 +158,12 @@ def fate(run):
         return "one map"
     scale = last[-1].get("stn/scale")
     return "zoomed out" if scale is not None and scale > ZOOMED_OUT else "lasts"
+
+
+def formerly_zoomed_out(run):
+    """Whether a run has zoomed out by the bound of the rounds before, on digits that stand still."""
+    scale = run["history"][-1].get("stn/scale")
+    return not moves_about(run["dataset"]) and scale is not None and scale > FORMERLY_ZOOMED_OUT
 
 
 def has_dead_units(run):

@@ -246,6 +246,7 @@ def foretold(runs):
         ("runs", len),
         ("failed", lambda alike: count_fate(alike, "failed")),
         ("zoomed out", lambda alike: count_fate(alike, "zoomed out")),
+        ("over 1.1 on plain digits", lambda alike: sum(map(study.formerly_zoomed_out, alike))),
         ("one map", lambda alike: count_fate(alike, "one map")),
         ("of them of dead units", lambda alike: sum(map(study.has_dead_units, alike))),
         ("last", lambda alike: count_fate(alike, "lasts")),
@@ -340,9 +341,9 @@ def steered(runs):
 
 
 def went_wrong(row):
-    """Whether a network that is not ours is off the image, has zoomed out on plain digits, or one map on others."""
-    wrong = row["scale"] > study.FORMERLY_ZOOMED_OUT if row["images"] == "plain" else row["spread"] < study.ONE_MAP
-    return wrong or study.off_the_image(row["inside"])
+    """Whether a network that is not ours is off the image, has zoomed out, or one map of digits that move about."""
+    has_one_map = row["images"] != "plain" and row["spread"] < study.ONE_MAP
+    return has_one_map or row["scale"] > study.ZOOMED_OUT or study.off_the_image(row["inside"])
 
 
 def elsewhere(rows):

@@ -89,11 +89,13 @@ def test_what_was_foretold_is_counted_by_band_and_optimizer():
     runs = [drifting(0.086, LOSES), drifting(0.2, zoomed_out, 2), drifting(0.085, LASTS, 3), drifting(0.05, LASTS, 4)]
     runs += [drifting(0.049, LASTS, 5), drifting(0.001, one_map, 6, **adam), drifting(0.3, LASTS[:20], epochs=20)]
     runs.append(run(without(LASTS, "stn/drift"), seed=9))
+    larger = [row | {"stn/scale": 1.2} for row in LASTS]
+    runs += [drifting(0.06, larger, 7, dataset=dataset) for dataset in ("mnist", "cluttered")]
     assert rows(tables.foretold(runs)) == [
-        ["under 0.05", "Adam", "1", "0 of 1", "0 of 1", "1 of 1", "1", "0 of 1", "0.0"],
-        ["under 0.05", "SGD", "1", "0 of 1", "0 of 1", "0 of 1", "0", "1 of 1", "0.0"],
-        ["between", "SGD", "2", "0 of 2", "0 of 2", "0 of 2", "0", "2 of 2", "0.0"],
-        ["over 0.085", "SGD", "3", "1 of 3", "1 of 3", "0 of 3", "0", "1 of 3", "2.3"],
+        ["under 0.05", "Adam", "1", "0 of 1", "0 of 1", "0", "1 of 1", "1", "0 of 1", "0.0"],
+        ["under 0.05", "SGD", "1", "0 of 1", "0 of 1", "0", "0 of 1", "0", "1 of 1", "0.0"],
+        ["between", "SGD", "4", "0 of 4", "0 of 4", "1", "0 of 4", "0", "4 of 4", "0.0"],
+        ["over 0.085", "SGD", "3", "1 of 3", "1 of 3", "0", "0 of 3", "0", "1 of 3", "2.3"],
     ]
 
 
