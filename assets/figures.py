@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from PIL import Image, ImageColor
 
 from assets import ASSETS, Command, study
-from assets.tables import make_tables, of_choices, with_tables
+from assets.tables import late_medians, make_tables, of_choices, with_tables
 from common import ORANGE, TILE, draw_tile, lost_solution, write
 
 WIDTH = 6  # inches
@@ -191,6 +191,7 @@ OPTIMIZERS = {"SGD": BLUE, "SGD, momentum": "#CC79A7", "Adam": VERMILION}
 
 FATES = ("lasts", "one map", "zoomed out", "failed")
 SIZES = {28: "s", 60: "o", 120: "^"}  # marker by the images' side
+TARGETS = (0.01, 0.02, 0.035, 0.07, 0.15)  # those of experiment 37 that a tick is at
 
 
 def draw_fates(axes, runs, figure):
@@ -236,9 +237,31 @@ def drift(read):
     return figure
 
 
+def drift_dose(read):
+    """Accuracy over epochs 11 to 20 by the drift that was aimed for, experiment 37: medians over the seeds."""
+    figure = Figure(figsize=(WIDTH / 2, 3))
+    axes = figure.subplots()
+    lowest = 88  # what fails is drawn there
+    for kind in ("Adam", "SGD, momentum"):
+        runs = [run for run in study.pick(read.counted, experiment=37) if study.optimizer_kind(run) == kind]
+        doses = sorted(study.group(runs), key=lambda seeds: seeds[0]["drift"])
+        targets = [seeds[0]["drift"] for seeds in doses]
+        accuracies = [np.median(late_medians(seeds, "test/accuracy")) for seeds in doses]
+        axes.plot(targets, np.maximum(accuracies, lowest), "o-", color=OPTIMIZERS[kind], markersize=4, label=kind)
+        for target, accuracy in zip(targets, accuracies, strict=True):
+            if accuracy < lowest:
+                axes.text(target, lowest, "fails  ", ha="right", va="center")
+    axes.set(xscale="log", xlabel="drift that is aimed for", ylabel="accuracy, %")
+    axes.set_xticks(TARGETS, map(str, TARGETS))
+    axes.minorticks_off()
+    axes.legend(loc="lower left")
+    return figure
+
+
 FIGURES = {
     "states.png": states,
     "drift.png": drift,
+    "drift_dose.png": drift_dose,
     "failures.png": failures,
     "timeline.png": timeline,
 }

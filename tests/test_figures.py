@@ -88,6 +88,19 @@ def test_each_run_that_recorded_drift_is_a_point_at_what_became_of_it(assets):
     assert [round(found[drift].get_ydata()[0]) for drift in (0.03, 0.2, 0.06, 0.01)] == [0, 3, 0, 0]
 
 
+def test_the_dose_is_drawn_in_the_order_of_its_targets_and_what_fails_at_the_bottom(assets):
+    def aiming_for(target, accuracy, seed=0):
+        rows = [row | {"test/accuracy": accuracy} for row in history(*[FINE] * 20)]
+        return whole(rows, 37, seed=seed, variant=f"adam_{target}", drift=target, optimizer="Adam(lr=0.001)")
+
+    records.write_runs(
+        [aiming_for(0.1, 90.0), aiming_for(0.1, 92.0, 1), aiming_for(0.15, 11.0), aiming_for(0.02, 94.0)], assets
+    )
+    axes = figures.drift_dose(read_all(assets)).axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[0.02, 94], [0.1, 91], [0.15, 88]]
+    assert [(text.get_text().strip(), text.get_position()) for text in axes.texts] == [("fails", (0.15, 88))]
+
+
 # ----------------------------------------------------------------------------------------------------------------- main
 
 
