@@ -159,13 +159,13 @@ def all_results(runs):
 CHOICES = {  # what to have in one's own code, by the experiment and variant that tried it
     (1, None): "`SGD(lr=0.01)`",
     (10, None): "`SGD(lr=0.01)`, the localization net at 0.001",
-    (36, "sgd"): "**`SGD(lr=0.01)`, leaky, `DriftLR`**",
+    (36, "sgd"): "`SGD(lr=0.01)`, leaky, `DriftLR`",
     (9, None): "`Adam(lr=0.001)`",
     (7, None): "`Adam(lr=0.0001)`",
     (21, None): "`Adam(lr=0.001)`, leaky, `limit_motion`",
-    (36, "adam"): "**`Adam(lr=0.001)`, leaky, `DriftLR`**",
+    (36, "adam"): "`Adam(lr=0.001)`, leaky, `DriftLR`",
     (28, "0.0001"): "`SGD(lr=0.01, momentum=0.9)`, the localization net at 0.0001",
-    (36, "momentum"): "**`SGD(lr=0.01, momentum=0.9)`, leaky, `DriftLR`**",
+    (36, "momentum"): "`SGD(lr=0.01, momentum=0.9)`, leaky, `DriftLR`",
 }
 COMPARED_AFTER = 30  # epochs
 
@@ -266,7 +266,7 @@ def adding_up(runs):
         ("runs", len),
         ("a step, pixels", lambda alike: middle_and_range(map(study.step_of, alike))),
         (
-            "where 64 steps lead, in steps straight on",
+            "how far 64 steps lead, in steps",
             lambda alike: middle_and_range(map(study.steps_of_drift, alike), 0),
         ),
     ]
