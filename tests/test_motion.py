@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -178,6 +179,24 @@ def test_a_skipped_step_moves_nothing_and_errors_pass_and_leave_the_modes():
     with pytest.raises(ZeroDivisionError), limit_motion(lambda _: 1 / 0, images, model.stn):
         pass
     assert all(module.training for module in model.modules())
+
+
+def test_weights_that_come_back_between_two_steps_are_warned_of():
+    """As those that a schedule-free optimizer keeps; a step that is limited again and again is not."""
+    torch.manual_seed(0)
+    model = ours()
+    images, labels = next(batches(1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            descend(model, optimizer, images, labels)
+            with limit(model, images, 0.01):
+                optimizer.step()
+    with torch.no_grad():
+        model.stn.fc_loc[-1].bias += 0.1
+    with pytest.warns(UserWarning, match="not what the last limited step left"), limit(model, images):
+        pass
 
 
 def test_under_autocast_motion_is_measured_in_the_weights_precision():
