@@ -196,7 +196,7 @@ class Setting:
 
 def momentum(lr):
     make_optimizer = partial(torch.optim.SGD, lr=lr, momentum=0.9)
-    return {"optimizer": f"SGD {lr}, momentum 0.9", "make_optimizer": make_optimizer, "ceiling": 10 * lr}
+    return {"optimizer": f"SGD {lr}, momentum 0.9", "make_optimizer": make_optimizer, "ceiling": 0.1}
 
 
 ADAM = {"optimizer": "Adam 0.001", "make_optimizer": partial(torch.optim.Adam, lr=0.001), "ceiling": 0.001}

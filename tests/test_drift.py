@@ -286,6 +286,7 @@ class Predicting(nn.Module):
         return self.net.theta(images)
 
 
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")  # its hooks fire twice, which does no harm
 @pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
 def test_a_prediction_is_made_in_eval_mode_and_leaves_no_trace(how):
     torch.manual_seed(0)
