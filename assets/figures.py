@@ -39,7 +39,7 @@ STYLE = {
 BLUE, VERMILION = "#0072B2", "#D55E00"
 SCALE_COLORS = LinearSegmentedColormap.from_list("scale", (BLUE, "#F4F4F4", VERMILION))  # no dark end: black is apart
 SCALE_COLORS = SCALE_COLORS.with_extremes(bad="black")
-SCALES = (0.5, 0.6, 0.8, 1, 1.4, 2, 3, 5)  # ticks of a logarithmic axis
+SCALES = (0.5, 0.6, 0.8, 1, 1.4, 2)  # ticks of a logarithmic axis
 
 
 def column(history, name):
@@ -135,8 +135,7 @@ def timeline(read):
 
     colors = ScalarMappable(Normalize(-1, 1), SCALE_COLORS)
     bar = figure.colorbar(colors, ax=axes, location="top", extend="both", aspect=40)
-    shown = [scale for scale in SCALES if scale <= 2]
-    bar.set_ticks(np.log2(shown), labels=[f"{scale:g}" for scale in shown])
+    bar.set_ticks(np.log2(SCALES), labels=[f"{scale:g}" for scale in SCALES])
     bar.ax.set_title("zooms in  \N{LEFTWARDS ARROW}  scale  \N{RIGHTWARDS ARROW}  shrinks the image")
     handles = [
         Patch(color="black", label="off the image"),
@@ -203,12 +202,8 @@ def draw_fates(axes, runs, figure):
         color, place = OPTIMIZERS[study.optimizer_kind(run)], FATES.index(study.fate(run))
         filled = place > 0 or run["epochs"] >= study.HORIZON
         marker = SIZES.get(study.side_of(run["dataset"]), "D")
-        style = {
-            "color": color,
-            "markerfacecolor": color if filled else "none",
-            "markersize": 4,
-            "markeredgewidth": 0.7,
-        }
+        face = color if filled else "none"
+        style = {"color": color, "markerfacecolor": face, "markersize": 4, "markeredgewidth": 0.7}
         axes.plot(figure(run), place + shift, marker, **style)
     axes.set(xscale="log", ylim=(-0.6, len(FATES) - 0.4))
     axes.set_yticks(range(len(FATES)), FATES)

@@ -52,6 +52,11 @@ def middle_and_range(values, digits=2):
     return f"{middle(values, digits)} ({fixed(min(values), digits)} to {fixed(max(values), digits)})"
 
 
+def range_of(numbers):
+    low, high = min(numbers), max(numbers)
+    return low if low == high else f"{low} to {high}"
+
+
 def listed(values):
     return ", ".join("-" if value is None else str(value) for value in values)
 
@@ -200,7 +205,7 @@ def choices(runs):
         ("accuracy, %", lambda seeds: middle_and_range([run["last_accuracy"] for run in early(seeds)], 1)),
         ("epochs to 90 %", lambda seeds: epochs_to(90, study.without_repeats(seeds))),
         ("all epochs: went wrong", lambda seeds: went_wrong_of(study.without_repeats(seeds))),
-        ("how many", lambda seeds: max(run["epochs"] for run in seeds)),
+        ("how many", lambda seeds: range_of([run["epochs"] for run in study.without_repeats(seeds)])),
         ("best accuracy, %", lambda seeds: middle_and_range(at_best(study.without_repeats(seeds), "test/accuracy"), 1)),
         ("experiment", lambda seeds: seeds[0]["experiment"]),
     ]

@@ -71,6 +71,10 @@ def test_choices_have_a_row_each_and_are_compared_after_30_epochs():
     ]
 
 
+def test_a_range_of_one_number_is_that_number():
+    assert tables.range_of([40, 30, 60]) == "30 to 60" and tables.range_of([30, 30]) == 30
+
+
 def test_epochs_to_an_accuracy_are_a_median_over_all_runs():
     waits = [history(*[(1.0, 50.0, 0.9)] * wait, *[WELL] * 5) for wait in (1, 3, 8)]
     never = [run(history(*[(1.0, 50.0, 0.9)] * 10)) for _ in range(4)]
