@@ -438,6 +438,9 @@ def check_limit(images, parameters, modules, pixels):
         raise ValueError(f"modules are {modules}, but should be the localization net's, which are trained")
     if images.dim() != 4 or len(images) == 0:
         raise ValueError(f"images are {list(images.shape)}, but should be [N, channels, height, width] with N over 0")
+    if any(hasattr(each, "left") and not torch.equal(each, each.left) for each in parameters):
+        what = "the weights are not what the last limited step left"
+        warnings.warn(f"{what}: with an optimizer that keeps weights of its own, steps are not limited", stacklevel=4)
 
 
 def exceeds(moved, pixels):
@@ -446,7 +449,10 @@ def exceeds(moved, pixels):
 
 
 def shorten(step, parameters, old, moved, pixels):
-    """Takes parameters back along a step, towards what they were, until `moved()` is at most `pixels`."""
+    """Takes parameters back along a step, towards what they were, until `moved()` is at most `pixels`.
+
+    Each keeps what is left of it, for `check_limit`.
+    """
     new = [parameter.detach().clone() for parameter in parameters]
     if not get_total_norm(new).isfinite():
         step.motion = step.motion.new_tensor(math.nan)  # else a bias of -inf before a ReLU would not show in theta
@@ -461,13 +467,8 @@ def shorten(step, parameters, old, moved, pixels):
     if step.motion > pixels:
         what = f"the region moves by {step.motion:.2g} pixels with the modules' step taken back"
         raise ValueError(f"{what}: modules should be all that theta comes from")
-
-
-def check_left(parameters):
-    """Warns if they are not what the last limited step left."""
-    if any(hasattr(each, "left") and not torch.equal(each, each.left) for each in parameters):
-        what = "the weights are not what the last limited step left"
-        warnings.warn(f"{what}: with an optimizer that keeps weights of its own, steps are not limited", stacklevel=4)
+    for parameter in parameters:
+        parameter.left = parameter.detach().clone()
 
 
 @contextmanager
@@ -480,11 +481,10 @@ def limit_motion(predict, images, modules, pixels=0.1):
     Around `scaler.step(optimizer)` gradients need not be unscaled, and a step that it skips has a motion of 0.
 
     The parameters have to be the only copy of the weights: not with an optimizer that keeps others (schedule-free ones,
-    float32 masters of bfloat16 weights). It warns where others come back between two steps. Around the second step of
-    SAM it limits the way from where the first has led. An average of the weights is to be taken after the block, not in
-    a hook of the step. With batch normalization the limit holds in eval mode; by the statistics of a batch, steps of up
-    to eight times as many pixels were measured. What needs autocast has to have it in `predict`. Observers of
-    quantization-aware training see these images too.
+    float32 masters); it warns where such come back between two steps. Around the second step of SAM it limits the way
+    from where the first has led. Take averages of the weights after the block, not in a hook of the step. With batch
+    normalization the limit holds in eval mode; by a batch's statistics, eight times as far was measured. Autocast, if
+    needed, has to be in `predict`. Quantization's observers see these images too.
 
     Yields an object that has, after the step, `motion`, a scalar tensor in pixels, and `kept`, the fraction of the step
     that is left. Raises ValueError if an argument is not as below, `theta` is not finite before the step (an image of
@@ -509,7 +509,6 @@ def limit_motion(predict, images, modules, pixels=0.1):
     def moved():
         return motion(before, theta(), images.shape[2:])
 
-    check_left(parameters)
     before, old = theta(), [parameter.detach().clone() for parameter in parameters]
     if not before.isfinite().all():
         raise ValueError("theta is not finite before the step: leave out the images that it is not finite of")
@@ -518,5 +517,3 @@ def limit_motion(predict, images, modules, pixels=0.1):
     step.motion = moved()
     if pixels != math.inf:
         shorten(step, parameters, old, moved, pixels)
-    for parameter in parameters:
-        parameter.left = parameter.detach().clone()
