@@ -240,14 +240,18 @@ def drift(before, after):
 def predict_in_eval_mode(predict, images):
     """Returns a copy of `predict(images)`, with all modules that it calls or names in eval mode meanwhile.
 
-    Raises ValueError if that is not a `theta` (N, 2, 3) of N images.
+    Observers of quantization-aware training are switched off too. Raises ValueError if that is not a `theta` (N, 2, 3)
+    of N images.
     """
-    modes = {}
+    modes, observers = {}, {}
 
     @torch.compiler.disable
     def to_eval_mode(module, *_):
         for each in module.modules():
             modes.setdefault(each, each.training)
+            if hasattr(each, "observer_enabled"):
+                observers.setdefault(each.observer_enabled, each.observer_enabled.clone())
+                each.observer_enabled.zero_()
         for each in module.modules():  # only now: that of a compiled module is that of the module itself
             each.training = False
 
@@ -264,6 +268,8 @@ def predict_in_eval_mode(predict, images):
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for switch, state in observers.items():
+            switch.copy_(state)
     found = list(theta.shape) if isinstance(theta, torch.Tensor) else type(theta)
     if found != [len(images), 2, 3]:
         raise ValueError(f"predict returns {found}, but should return theta, [{len(images)}, 2, 3]")
@@ -306,7 +312,7 @@ class DriftLR:
         optimizer: its parameter group `group` holds weights of the localization net alone.
         predict: function of images that returns their `theta` (N, 2, 3), such as `SpatialTransformer.theta`. Modules
             that it calls are in eval mode meanwhile; nothing else should be random in it. What needs autocast has to
-            have it in `predict`. Observers of quantization-aware training see these images too.
+            have it in `predict`.
         images: (N, C, H, W), as the network sees them, 64 fixed ones of the training set, the same in all processes
             that train one network together.
         target: drift to aim for, over 0.
@@ -431,11 +437,21 @@ class DriftLR:
         self.add_hooks()
 
 
-def check_limit(images, parameters, modules, pixels):
+def trained_parameters(modules):
+    """Those of one module or several. Raises ValueError if they are no modules, or nothing of them is trained."""
+    several = [modules] if isinstance(modules, nn.Module) else list(modules)
+    parameters = []
+    if all(isinstance(each, nn.Module) for each in several):
+        parameters = [weight for weight in nn.ModuleList(several).parameters() if weight.requires_grad]
+    if not parameters:
+        what = [type(each).__name__ for each in several]
+        raise ValueError(f"modules are {what}, but should be the localization net's, of which something is trained")
+    return parameters
+
+
+def check_limit(images, parameters, pixels):
     if math.isnan(pixels) or pixels <= 0:
         raise ValueError(f"pixels is {pixels}, but should be over 0")
-    if not parameters:
-        raise ValueError(f"modules are {modules}, but should be the localization net's, which are trained")
     if images.dim() != 4 or len(images) == 0:
         raise ValueError(f"images are {list(images.shape)}, but should be [N, channels, height, width] with N over 0")
     if any(hasattr(each, "left") and not torch.equal(each, each.left) for each in parameters):
@@ -484,7 +500,7 @@ def limit_motion(predict, images, modules, pixels=0.1):
     float32 masters); it warns where such come back between two steps. Around the second step of SAM it limits the way
     from where the first has led. Take averages of the weights after the block, not in a hook of the step. With batch
     normalization the limit holds in eval mode; by a batch's statistics, eight times as far was measured. Autocast, if
-    needed, has to be in `predict`. Quantization's observers see these images too.
+    needed, has to be in `predict`.
 
     Yields an object that has, after the step, `motion`, a scalar tensor in pixels, and `kept`, the fraction of the step
     that is left. Raises ValueError if an argument is not as below, `theta` is not finite before the step (an image of
@@ -496,9 +512,8 @@ def limit_motion(predict, images, modules, pixels=0.1):
         modules: the whole localization net, modules and no parameters, in eval mode while `theta` is predicted.
         pixels: of the images, over 0; `math.inf` measures and limits nothing.
     """
-    net = nn.ModuleList([modules] if isinstance(modules, nn.Module) else modules)
-    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    check_limit(images, parameters, modules, pixels)
+    parameters = trained_parameters(modules)
+    check_limit(images, parameters, pixels)
     if images.is_floating_point():
         images = images.to(parameters[0].dtype)  # they may be half of it under autocast
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
-from stn import DriftLR, STNClassifier, drift
+from stn import DriftLR, STNClassifier, drift, predict_in_eval_mode
 
 EYE = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
 RIGHT = torch.tensor([[0.0, 0, 1], [0, 0, 0]])
@@ -304,6 +305,21 @@ def test_a_prediction_is_made_in_eval_mode_and_leaves_no_trace(how):
     assert modes == {module: module.training for module in net.modules()}
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.equal(random, torch.get_rng_state()) and all(each.grad is None for each in net.parameters())
+
+
+def test_observers_of_quantization_do_not_see_the_images():
+    """Those of quantization-aware training watch in eval mode too; one that is switched off stays so."""
+    observer = {"observer": MovingAverageMinMaxObserver, "quant_min": 0, "quant_max": 255}
+    watching, resting = FakeQuantize(**observer), FakeQuantize(**observer)
+    resting.disable_observer()
+    net = nn.Sequential(nn.Flatten(), watching, nn.Linear(28 * 28, 6), resting, nn.Unflatten(1, (2, 3)))
+    net(IMAGES)
+    seen = watching.activation_post_process.max_val.clone()
+    predict_in_eval_mode(net, 100 * IMAGES)
+    assert torch.equal(watching.activation_post_process.max_val, seen)
+    assert watching.observer_enabled and not resting.observer_enabled
+    net(100 * IMAGES)
+    assert watching.activation_post_process.max_val > seen
 
 
 def test_a_buffer_that_is_used_again_is_copied():

@@ -88,7 +88,6 @@ GPU_ERRORS = {  # and whether they are the device's; others are the program's, a
 }
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU that it makes up cannot stand in for a real one")
 @pytest.mark.parametrize("error", GPU_ERRORS, ids=str)
 def test_of_errors_on_a_gpu_those_of_the_device_are_a_line_and_others_pass(log_dir, monkeypatch, error):
     def fail():
