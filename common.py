@@ -800,9 +800,8 @@ class RunFolder:
     def write_gif(self, history):
         """Makes the GIF of the figures up to the last epoch of `history`, an endless loop of half a second each."""
         paths = (self.path / "figures" / f"{epoch:03}.png" for epoch in range(len(history) + 1))
-        first, *others = (Image.fromarray(imageio.imread(path)) for path in paths if path.exists())
-        options = {"extension": ".gif", "duration": 500, "loop": 0, "save_all": True, "append_images": others}
-        write(self.path / "progress.gif", imageio.imwrite("<bytes>", np.asarray(first), **options))
+        frames = [imageio.imread(path) for path in paths if path.exists()]
+        write(self.path / "progress.gif", imageio.imwrite("<bytes>", frames, extension=".gif", duration=500, loop=0))
 
     def write_tables(self, history):
         """Writes metrics.csv, where what an epoch did not measure is an empty cell, and run.json."""
