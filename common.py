@@ -100,12 +100,10 @@ def fetch_mnist(data_dir):
     try:
         raw.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download", dir=data_dir) as beside:
-            fresh = Path(beside, "MNIST", "raw")
-            fresh.mkdir(parents=True)
-            for archive in raw.glob("*.gz"):
-                shutil.copy(archive, fresh)
+            # the archives, without what is unpacked
+            fresh = shutil.copytree(raw, Path(beside, "MNIST", "raw"), ignore=shutil.ignore_patterns("*ubyte"))
             MNIST(beside, download=True)  # downloads the archives that are not whole, and unpacks all
-            for path in fresh.iterdir():
+            for path in fresh.glob("*ubyte*"):
                 path.replace(raw / path.name)  # whole, whoever else does the same meanwhile
     except (RuntimeError, HTTPException, OSError) as error:
         problem = f"MNIST is not in {data_dir}, or damaged, and cannot be downloaded: copy its files to {raw}"
