@@ -721,10 +721,8 @@ class RunFolder:
             advice = "take that back, or choose another --log-dir"
             raise RunError(f"{self.path} is another run's ({difference}): {advice}")
         self.settings["data"] = begun.get("data")
-        if self.saved["cpu"].split(", then ")[-1] != self.facts["cpu"]:
-            self.facts["cpu"] = f"{self.saved['cpu']}, then {self.facts['cpu']}"
-        else:
-            self.facts["cpu"] = self.saved["cpu"]
+        before, now = self.saved["cpu"], self.facts["cpu"]
+        self.facts["cpu"] = before if before.split(", then ")[-1] == now else f"{before}, then {now}"
         if not all((self.path / name).exists() for name in ("metrics.csv", "run.json")):
             self.write_tables(self.history)
         if not (self.path / "progress.gif").exists() and (self.path / "figures").exists():
