@@ -24,7 +24,6 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache, partial
 from http.client import HTTPException
@@ -40,7 +39,6 @@ import torchvision
 from filelock import FileLock, Timeout
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
-from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -475,11 +473,15 @@ def train(experiment, network, images, labels):
         loss = F.cross_entropy(model.classifier(model.stn.sample(batch, theta)), labels[index])
         optimizer.zero_grad()
         (loss + experiment.penalty(theta) if experiment.penalty else loss).backward()
-        norms.append(clip_grad_norm_(model.parameters(), experiment.max_grad_norm or math.inf))  # inf clips nothing
+        # a bound of inf clips nothing
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), experiment.max_grad_norm or math.inf))
         measured = step % MOTION_EVERY == 1
         before = predict_theta(model, batch) if measured else None
-        with limit(model, batch, experiment.max_motion):
+        if experiment.max_motion is None:
             optimizer.step()
+        else:
+            with stn.limit_motion(model.stn.theta, batch[:LIMIT_IMAGES], model.stn, experiment.max_motion):
+                optimizer.step()
         if network.drift_lr:
             network.drift_lr.step()
         if isinstance(network.scheduler, STEPPED_EACH_BATCH):
@@ -498,13 +500,6 @@ def train(experiment, network, images, labels):
         "stn/motion_max": float(motions.max()),
         "stn/rate": localization_rate(network),
     }
-
-
-def limit(model, batch, pixels):
-    """`stn.limit_motion` of the classifier's transformer, or a context without effect if `pixels` is None."""
-    if pixels is None:
-        return nullcontext()
-    return stn.limit_motion(model.stn.theta, batch[:LIMIT_IMAGES], model.stn, pixels)
 
 
 @torch.no_grad()
