@@ -388,6 +388,7 @@ class Experiment:
 
 DEFAULTS = {each.name.removeprefix("make_"): each.default for each in fields(Experiment) if each.default is not MISSING}
 DEFAULTS = {name: describe(default) for name, default in DEFAULTS.items()}
+OPTIONS = [each for each in fields(Experiment) if each.metadata]
 SETTINGS = "experiment", "mean", "std", "optimizer", *DEFAULTS, "batch_size", "data"
 TOLD_BY_CODE = "transformer", "scheduler", "penalty"  # in other words in runs from before their code was kept
 
@@ -839,8 +840,7 @@ def parse_arguments(experiment, description):
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (--help lists all options)\n")
     gpus = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
     devices = [*gpus, "cpu", "mps"] if torch.backends.mps.is_available() else [*gpus, "cpu"]
-    options = [each for each in fields(experiment) if each.metadata]
-    for each in options:
+    for each in OPTIONS:
         text, choices = each.metadata["help"], each.metadata.get("choices")
         default = getattr(experiment, each.name)
         parser.add_argument(f"--{each.name}", type=each.type, default=default, choices=choices, help=text)
@@ -850,7 +850,7 @@ def parse_arguments(experiment, description):
     add("--log-dir", type=os.path.expanduser, default=".", help="folder that run folders go into")
     add("--stop-on-collapse", action="store_true", help="end the run once the transformer sees nothing but fill")
     args = parser.parse_args()
-    for each in options:
+    for each in OPTIONS:
         value, low, high = getattr(args, each.name), each.metadata.get("low"), each.metadata.get("high")
         if low is not None and not low <= value <= high:
             parser.error(f"argument --{each.name}: {value} is not from {low} to {high}")
@@ -869,19 +869,6 @@ def describe_machine(device):
         device, cpu = f"{device} ({gpu})", f"{gpu}, {cpu}"  # what a run was computed on, which `collect` keeps
     facts = {"device": device, "cpu": cpu, "threads": torch.get_num_threads(), "python": platform.python_version()}
     return facts | {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
-
-
-def run_path(script, experiment, log_dir):
-    """The folder of a run: its name carries what is not the script's default, such as "_mnist_seed3_limit600"."""
-    parts = [experiment.name]
-    if experiment.variant is not None:
-        parts.append(str(experiment.variant))
-    if experiment.dataset != script.dataset:
-        parts.append(experiment.dataset)
-    for name in ("seed", "limit"):
-        if getattr(experiment, name) != DEFAULTS[name]:
-            parts.append(f"{name}{getattr(experiment, name)}")
-    return Path(log_dir, "_".join(parts))
 
 
 def finished(history, args):
@@ -958,17 +945,27 @@ def calling_script():
 
 
 def make_folder(script, experiments, args):
-    """Returns the `RunFolder` of the last of a script's experiments. Raises RunError if it has no name of its own."""
+    """Returns the `RunFolder` of the last of a script's experiments, as the command line has it.
+
+    Its name carries what is not the script's default, such as "_mnist_seed3_limit600". Raises RunError if it has none
+    of its own.
+    """
     experiment = experiments[-1]
     if not re.fullmatch(r"[\w.+-]+", str(experiment.variant)):
         raise RunError(f"the variant should be a number or a word, and is {experiment.variant!r}")
     if experiment.variant in [other.variant for other in experiments[:-1]]:
         raise RunError(f"two of its runs have the variant {experiment.variant!r}: give each one of its own")
-    options = {each.name: getattr(args, each.name) for each in fields(experiment) if each.metadata}
-    chosen = replace(experiment, **options)
+    chosen = replace(experiment, **{each.name: getattr(args, each.name) for each in OPTIONS})
+    parts = [experiment.name, experiment.variant]
+    if chosen.dataset != experiment.dataset:
+        parts.append(chosen.dataset)
+    for name in ("seed", "limit"):
+        if getattr(chosen, name) != DEFAULTS[name]:
+            parts.append(f"{name}{getattr(chosen, name)}")
+    path = Path(args.log_dir, "_".join(str(part) for part in parts if part is not None))
     facts = {"title": experiment.title, "epochs": args.epochs, "stop_on_collapse": args.stop_on_collapse}
     facts["data_dir"] = str(Path(args.data_dir).absolute())
-    return RunFolder(run_path(experiment, chosen, args.log_dir), chosen, read_code(script["__file__"]), facts)
+    return RunFolder(path, chosen, read_code(script["__file__"]), facts)
 
 
 def run_or_say_why_not(script, experiments, args):
