@@ -411,13 +411,12 @@ def make_network(experiment, device="cpu", images=None):
     dataset = DATASETS[experiment.dataset]
     model = stn.STNClassifier(dataset.side, experiment.fill, experiment.transformer, dataset.channels)
     model.to(device, memory_format=torch.channels_last)
-    optimizer, scheduler, drift_lr = experiment.make_optimizer(model), None, None
+    optimizer, drift_lr = experiment.make_optimizer(model), None
     try:
         inspect.signature(optimizer.step).bind()
     except TypeError as error:  # LBFGS
         raise RunError(f"{type(optimizer).__name__}'s step has a {error}, which the loop here does not give") from error
-    if experiment.make_scheduler:
-        scheduler = experiment.make_scheduler(optimizer)
+    scheduler = experiment.make_scheduler(optimizer) if experiment.make_scheduler else None
     if experiment.drift and images is not None:
         followed = experiment.normalize(images[:DRIFT_IMAGES])
         try:
