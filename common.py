@@ -342,9 +342,9 @@ def changed_line(before, now):
 # ----------------------------------------------------------------------------------------------------------- experiment
 
 
-def option(text, default=MISSING, **limits):
-    """A field that is an option of the command line too, with its help; limits are `low` and `high`, or `choices`."""
-    return field(default=default, metadata={"help": text} | limits)
+def option(default=MISSING, within=None, **argument):
+    """A field that is an option of the command line too, an `argument` as argparse has it; `within` is a range."""
+    return field(default=default, metadata={"within": within, "argument": argument})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,11 +364,11 @@ class Experiment:
     penalty: Callable | None = None  # called with `theta` (N, 2, 3) of a batch, returns a scalar to add to the loss
     drift: float | None = None  # target of a `stn.DriftLR` on the optimizer's first group, the localization net's
     variant: float | str | None = None  # what tells the runs of a script that makes several apart, a number or a word
-    epochs: int = option("train up to this epoch", low=1, high=9999)
-    dataset: str = option("images to train and test on", "cluttered", choices=DATASETS)
-    digits: str = option("MNIST, or 5,000 of it", "auto", choices=["auto", "full", "embedded"])
-    limit: int = option("train on the first N images, test on N/6", 60000, low=384, high=60000)
-    seed: int = option("of initialization, shuffling and dropout", 0, low=0, high=99999)
+    epochs: int = option(within=range(1, 10_000), help="train up to this epoch")
+    dataset: str = option("cluttered", choices=DATASETS, help="images to train and test on")
+    digits: str = option("auto", choices=["auto", "full", "embedded"], help="MNIST, or 5,000 of it")
+    limit: int = option(60_000, range(384, 60_001), help="train on the first N images, test on N/6")
+    seed: int = option(0, range(100_000), help="of initialization, shuffling and dropout")
 
     def normalize(self, images):
         """Turns uint8 (N, C, side, side) into the float32 batch that the network sees."""
@@ -840,9 +840,8 @@ def parse_arguments(experiment, description):
     gpus = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
     devices = [*gpus, "cpu", "mps"] if torch.backends.mps.is_available() else [*gpus, "cpu"]
     for each in OPTIONS:
-        text, choices = each.metadata["help"], each.metadata.get("choices")
         default = getattr(experiment, each.name)
-        parser.add_argument(f"--{each.name}", type=each.type, default=default, choices=choices, help=text)
+        parser.add_argument(f"--{each.name}", type=each.type, default=default, **each.metadata["argument"])
     add = parser.add_argument
     add("--device", choices=devices, default=devices[0], help="of those on this machine")
     add("--data-dir", type=os.path.expanduser, default="data", help="folder of MNIST, downloaded into if need be")
@@ -850,9 +849,9 @@ def parse_arguments(experiment, description):
     add("--stop-on-collapse", action="store_true", help="end the run once the transformer sees nothing but fill")
     args = parser.parse_args()
     for each in OPTIONS:
-        value, low, high = getattr(args, each.name), each.metadata.get("low"), each.metadata.get("high")
-        if low is not None and not low <= value <= high:
-            parser.error(f"argument --{each.name}: {value} is not from {low} to {high}")
+        value, within = getattr(args, each.name), each.metadata["within"]
+        if within and value not in within:
+            parser.error(f"argument --{each.name}: {value} is not from {within[0]} to {within[-1]}")
     return args
 
 
