@@ -19,7 +19,7 @@ and log `schedule.drift`, and `scale`, `inside` and `spread` of `transformer.the
 import inspect
 import math
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from numbers import Integral
 from types import SimpleNamespace
@@ -243,33 +243,27 @@ def predict_in_eval_mode(predict, images):
     Observers of quantization-aware training are switched off too. Raises ValueError if that is not a `theta` (N, 2, 3)
     of N images.
     """
-    modes, observers = {}, {}
-
-    @torch.compiler.disable
-    def to_eval_mode(module, *_):
-        for each in module.modules():
-            modes.setdefault(each, each.training)
-            if hasattr(each, "observer_enabled"):
-                observers.setdefault(each.observer_enabled, each.observer_enabled.clone())
-                each.observer_enabled.zero_()
-        for each in module.modules():  # only now: that of a compiled module is that of the module itself
-            each.training = False
-
     named = [getattr(predict, "__self__", None)]  # which may ask for `self.training` without being called
     if inspect.isfunction(predict):
         variables = inspect.getclosurevars(predict)
         named += [*variables.nonlocals.values(), *variables.globals.values()]
-    for owner in named:
-        if isinstance(owner, nn.Module):
-            to_eval_mode(owner)
-    try:
-        with register_module_forward_pre_hook(to_eval_mode):
-            theta = predict(images)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for switch, state in observers.items():
-            switch.copy_(state)
+    with ExitStack() as restore:
+
+        @torch.compiler.disable
+        def to_eval_mode(module, *_):
+            for each in module.modules():
+                if each.training:
+                    each.training = False
+                    restore.callback(setattr, each, "training", True)
+                if getattr(each, "observer_enabled", False):
+                    each.observer_enabled.zero_()
+                    restore.callback(each.observer_enabled.fill_, 1)
+
+        for owner in named:
+            if isinstance(owner, nn.Module):
+                to_eval_mode(owner)
+        restore.enter_context(register_module_forward_pre_hook(to_eval_mode))
+        theta = predict(images)
     found = list(theta.shape) if isinstance(theta, torch.Tensor) else type(theta)
     if found != [len(images), 2, 3]:
         raise ValueError(f"predict returns {found}, but should return theta, [{len(images)}, 2, 3]")
