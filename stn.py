@@ -237,12 +237,9 @@ def drift(before, after):
     return motion(before, after, 1) / scale(after)
 
 
-def predict_in_eval_mode(predict, images):
-    """Returns a copy of `predict(images)`, with all modules that it calls or names in eval mode meanwhile.
-
-    Observers of quantization-aware training are switched off too. Raises ValueError if that is not a `theta` (N, 2, 3)
-    of N images.
-    """
+@contextmanager
+def eval_mode(predict):
+    """Puts all modules that `predict` calls or names into eval mode, and has observers of quantization see nothing."""
     named = [getattr(predict, "__self__", None)]  # which may ask for `self.training` without being called
     if inspect.isfunction(predict):
         variables = inspect.getclosurevars(predict)
@@ -263,6 +260,17 @@ def predict_in_eval_mode(predict, images):
             if isinstance(owner, nn.Module):
                 to_eval_mode(owner)
         restore.enter_context(register_module_forward_pre_hook(to_eval_mode))
+        yield
+
+
+@torch.no_grad()
+def predict_in_eval_mode(predict, images):
+    """Returns a copy of `predict(images)`, with all modules that it calls or names in eval mode meanwhile.
+
+    Without gradient and autocast. Observers of quantization-aware training are switched off too. Raises ValueError if
+    that is not a `theta` (N, 2, 3) of N images.
+    """
+    with eval_mode(predict), torch.autocast(images.device.type, enabled=False):
         theta = predict(images)
     found = list(theta.shape) if isinstance(theta, torch.Tensor) else type(theta)
     if found != [len(images), 2, 3]:
@@ -327,10 +335,10 @@ class DriftLR:
         check_schedule(optimizer, images, target, every, group)
         self.optimizer, self.predict, self.images = optimizer, predict, images.detach().clone()
         self.target, self.every, self.group = target, every, group
-        self.before = self.theta()
+        self.before = predict_in_eval_mode(predict, self.images)
         if not self.before.isfinite().all():
             raise ValueError("theta is not finite for these images")
-        if not torch.equal(self.before, self.theta()):
+        if not torch.equal(self.before, predict_in_eval_mode(predict, self.images)):
             raise ValueError("predict returns another theta each time: put all that is random in it into eval mode")
         self.check_group()
         self.drift, self.steps, self.idle, self.stepped, self.ceiling = None, 0, 0, False, None
@@ -342,14 +350,10 @@ class DriftLR:
     def param_group(self):
         return self.optimizer.param_groups[self.group]
 
-    @torch.no_grad()
-    def theta(self):
-        return predict_in_eval_mode(self.predict, self.images)
-
-    @torch.enable_grad()
     def check_group(self):
         weights = [weight for weight in self.param_group["params"] if weight.requires_grad]
-        theta = predict_in_eval_mode(self.predict, self.images)
+        with eval_mode(self.predict), torch.enable_grad():
+            theta = self.predict(self.images)
         if theta.requires_grad and weights:
             gradients = torch.autograd.grad(theta.sum(), weights, allow_unused=True)
             others = [list(weight.shape) for weight, found in zip(weights, gradients, strict=True) if found is None]
@@ -404,7 +408,7 @@ class DriftLR:
             return
         if not self.stepped and self.steps >= 64:
             raise ValueError(f"the optimizer made no step in {self.steps}: give DriftLR the one that makes them")
-        after = self.theta()
+        after = predict_in_eval_mode(self.predict, self.images)
         moved = drift(self.before, after)
         self.drift, self.before = moved.item(), after
         factor = (self.target / moved).clamp(0.25, 2).nan_to_num(0.25).item()
@@ -511,14 +515,10 @@ def limit_motion(predict, images, modules, pixels=0.1):
     if images.is_floating_point():
         images = images.to(parameters[0].dtype)  # they may be half of it under autocast
 
-    def theta():
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            return predict_in_eval_mode(predict, images)
-
     def moved():
-        return motion(before, theta(), images.shape[2:])
+        return motion(before, predict_in_eval_mode(predict, images), images.shape[2:])
 
-    before, old = theta(), [parameter.detach().clone() for parameter in parameters]
+    before, old = predict_in_eval_mode(predict, images), [parameter.detach().clone() for parameter in parameters]
     if not before.isfinite().all():
         raise ValueError("theta is not finite before the step: leave out the images that it is not finite of")
     step = SimpleNamespace(motion=None, kept=1.0)
