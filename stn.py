@@ -287,13 +287,6 @@ def check_schedule(optimizer, images, target, every, group):
         raise ValueError("images are empty or no tensor, but should be some of the training set, such as 64")
     if not 0 <= group < len(optimizer.param_groups):
         raise ValueError(f"the optimizer has no parameter group {group}, but {len(optimizer.param_groups)}, from 0 on")
-    if full_rate(optimizer.param_groups[group]) == 0:
-        raise ValueError(f"the learning rate of parameter group {group} is 0, but should be the largest it may have")
-
-
-def full_rate(group):
-    """A parameter group's learning rate as it was before a scheduler."""
-    return float(group.get("initial_lr", group["lr"]))
 
 
 class DriftLR:
@@ -342,7 +335,9 @@ class DriftLR:
             raise ValueError("predict returns another theta each time: put all that is random in it into eval mode")
         self.check_group()
         self.drift, self.steps, self.idle, self.stepped, self.ceiling = None, 0, 0, False, None
-        self.full_rate = full_rate(self.param_group)
+        self.full_rate = float(self.param_group.get("initial_lr", self.param_group["lr"]))  # before a scheduler
+        if self.full_rate == 0:
+            raise ValueError(f"the rate of parameter group {group} is 0, but should be the largest it may have")
         self.rate = self.full_rate / 100
         self.add_hooks()
 
@@ -370,13 +365,9 @@ class DriftLR:
         hooks[self.group] = before, self.optimizer.register_step_post_hook(self.after_step)
 
     def before_step(self, optimizer, args, kwargs):
-        if self.ceiling is not None:  # the last step was broken off
-            self.param_group["lr"] = self.ceiling
-        self.ceiling = self.param_group["lr"]
-        if isinstance(self.ceiling, torch.Tensor):
-            self.param_group["lr"] = self.ceiling.clamp(max=self.rate)
-        else:
-            self.param_group["lr"] = min(self.ceiling, self.rate)
+        if self.ceiling is None:  # else the last step was broken off
+            self.ceiling = self.param_group["lr"]
+        self.param_group["lr"] = min(self.ceiling, self.rate)
         closure = args[1] if len(args) > 1 else kwargs.pop("closure", None)
         if closure is None:
             self.scale_gradient()
