@@ -448,11 +448,6 @@ def check_limit(images, parameters, pixels):
         warnings.warn(f"{what}: with an optimizer that keeps weights of its own, steps are not limited", stacklevel=4)
 
 
-def exceeds(moved, pixels):
-    """Whether a motion is over so many pixels, or nan."""
-    return not moved <= pixels
-
-
 def shorten(step, parameters, old, moved, pixels):
     """Takes parameters back along a step, towards what they were, until `moved()` is at most `pixels`.
 
@@ -460,11 +455,11 @@ def shorten(step, parameters, old, moved, pixels):
     """
     new = [parameter.detach().clone() for parameter in parameters]
     if not get_total_norm(new).isfinite():
-        step.motion = step.motion.new_tensor(math.nan)  # else a bias of -inf before a ReLU would not show in theta
-    while step.kept and exceeds(step.motion, pixels):
+        step.motion = step.motion.new_tensor(math.inf)  # else a bias of -inf before a ReLU would not show in theta
+    while step.kept and step.motion > pixels:
         # Motion is about proportional to the step, so that the first try is mostly the last.
         step.kept *= 0.99 * (pixels / step.motion).item()
-        if math.isnan(step.kept) or step.kept <= 1e-6:
+        if step.kept <= 1e-6:
             step.kept, new = 0.0, old
         for parameter, start, end in zip(parameters, old, new, strict=True):
             torch.lerp(start, end, step.kept, out=parameter.detach())
@@ -491,9 +486,9 @@ def limit_motion(predict, images, modules, pixels=0.1):
     normalization the limit holds in eval mode; by a batch's statistics, eight times as far was measured. Autocast, if
     needed, has to be in `predict`.
 
-    Yields an object that has, after the step, `motion`, a scalar tensor in pixels, and `kept`, the fraction of the step
-    that is left. Raises ValueError if an argument is not as below, `theta` is not finite before the step (an image of
-    nan), or depends on more than the modules.
+    Yields an object that has, after the step, `motion`, a scalar tensor in pixels, inf if it is nan, and `kept`, the
+    fraction of the step that is left. Raises ValueError if an argument is not as below, `theta` is not finite before
+    the step (an image of nan), or depends on more than the modules.
 
     Args:
         predict: function of images that returns their `theta` (N, 2, 3), such as `SpatialTransformer.theta`.
@@ -507,7 +502,8 @@ def limit_motion(predict, images, modules, pixels=0.1):
         images = images.to(parameters[0].dtype)  # they may be half of it under autocast
 
     def moved():
-        return motion(before, predict_in_eval_mode(predict, images), images.shape[2:])
+        after = predict_in_eval_mode(predict, images)
+        return motion(before, after, images.shape[2:]).nan_to_num(math.inf, posinf=math.inf)  # nan is too far as well
 
     before, old = predict_in_eval_mode(predict, images), [parameter.detach().clone() for parameter in parameters]
     if not before.isfinite().all():
