@@ -58,11 +58,10 @@ def linear(features, weight, bias):
 def affine_grid(theta, height: int, width: int):
     """F.affine_grid without autocast and in float32 at least, for the same reason; of no images too."""
     theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
-    size = [theta.size(0), 1, height, width]
     if theta.size(0) == 0:
         return theta.new_empty([0, height, width, 2])
     with torch.autocast(theta.device.type, enabled=False):
-        return F.affine_grid(theta, size, align_corners=False)
+        return F.affine_grid(theta, [theta.size(0), 1, height, width], align_corners=False)
 
 
 class Regression(nn.Linear):
@@ -278,17 +277,6 @@ def predict_in_eval_mode(predict, images):
     return theta.clone()
 
 
-def check_schedule(optimizer, images, target, every, group):
-    if not 0 < target < math.inf:
-        raise ValueError(f"target is {target}, but should be a drift over 0, such as 0.035")
-    if every < 1:
-        raise ValueError(f"every is {every}, but should be a number of steps from 1 on")
-    if not isinstance(images, torch.Tensor) or len(images) == 0:
-        raise ValueError("images are empty or no tensor, but should be some of the training set, such as 64")
-    if not 0 <= group < len(optimizer.param_groups):
-        raise ValueError(f"the optimizer has no parameter group {group}, but {len(optimizer.param_groups)}, from 0 on")
-
-
 class DriftLR:
     """Sets the localization net's learning rate by how far its region drifts: a rate that need not be found.
 
@@ -325,7 +313,14 @@ class DriftLR:
     """
 
     def __init__(self, optimizer, predict, images, target=0.035, every=64, group=0):
-        check_schedule(optimizer, images, target, every, group)
+        if not 0 < target < math.inf:
+            raise ValueError(f"target is {target}, but should be a drift over 0, such as 0.035")
+        if every < 1:
+            raise ValueError(f"every is {every}, but should be a number of steps from 1 on")
+        if not isinstance(images, torch.Tensor) or len(images) == 0:
+            raise ValueError("images are empty or no tensor, but should be some of the training set, such as 64")
+        if not 0 <= group < len(optimizer.param_groups):
+            raise ValueError(f"the optimizer has no parameter group {group}, but {len(optimizer.param_groups)} in all")
         self.optimizer, self.predict, self.images = optimizer, predict, images.detach().clone()
         self.target, self.every, self.group = target, every, group
         self.before = predict_in_eval_mode(predict, self.images)
@@ -410,9 +405,8 @@ class DriftLR:
         untouched = ceiling == self.full_rate  # by a schedule, which may end at 0
         self.idle = self.idle + 1 if limited and untouched and self.drift < self.target / 10 else 0
         if self.idle == 20:
-            where = f"the region drifts by {self.drift:.2g} of its side in {self.every} steps at the full learning rate"
             what = "the localization net does not learn (dead units, or nothing to follow)"
-            warnings.warn(f"{where}: {what}", stacklevel=2)
+            warnings.warn(f"drift is {self.drift:.2g} at the full learning rate: {what}", stacklevel=2)
 
     def state_dict(self):
         return {name: getattr(self, name) for name in ("rate", "drift", "steps", "stepped", "idle", "before")}
