@@ -436,11 +436,6 @@ def read_script(path):
 torch.backends.cudnn.allow_tf32 = False  # so that processors differ by rounding alone; matrices have none by default
 
 
-@torch.no_grad()
-def predict_theta(model, images):
-    return stn.predict_in_eval_mode(model.stn.theta, images)
-
-
 def drift_figures(thetas):
     """The median and the largest drift over an epoch's windows of 64 steps, by `theta` (N, 2, 3) at their ends."""
     drifts = [stn.drift(before, after).item() for before, after in pairwise(thetas)]
@@ -465,7 +460,8 @@ def train(experiment, network, images, labels):
     model, optimizer = network.model.train(), network.optimizer
     total, norms, motions = torch.zeros((), device=images.device), [], []
     followed = experiment.normalize(images[:DRIFT_IMAGES])
-    thetas = [predict_theta(model, followed)]
+    predict = partial(stn.predict_in_eval_mode, model.stn.theta)
+    thetas = [predict(followed)]
     order = torch.randperm(len(images)).to(images.device)
     for step, index in enumerate(tqdm(order.split(BATCH_SIZE), unit="batch", **BAR), start=1):
         batch = experiment.normalize(images[index])
@@ -476,7 +472,7 @@ def train(experiment, network, images, labels):
         # a bound of inf clips nothing
         norms.append(nn.utils.clip_grad_norm_(model.parameters(), experiment.max_grad_norm or math.inf))
         measured = step % MOTION_EVERY == 1
-        before = predict_theta(model, batch) if measured else None
+        before = predict(batch) if measured else None
         if experiment.max_motion is None:
             optimizer.step()
         else:
@@ -487,9 +483,9 @@ def train(experiment, network, images, labels):
         if isinstance(network.scheduler, STEPPED_EACH_BATCH):
             network.scheduler.step()
         if measured:
-            motions.append(stn.motion(before, predict_theta(model, batch), batch.shape[2:]))
+            motions.append(stn.motion(before, predict(batch), batch.shape[2:]))
         if step % DRIFT_EVERY == 0:
-            thetas.append(predict_theta(model, followed))
+            thetas.append(predict(followed))
         total += loss.detach() * len(index)  # no .item() here: it would wait for the device in every step
     norms, motions = (torch.stack(values).cpu().numpy() for values in (norms, motions))
     return drift_figures(thetas) | {

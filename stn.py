@@ -362,7 +362,10 @@ class DriftLR:
     def before_step(self, optimizer, args, kwargs):
         if self.ceiling is None:  # else the last step was broken off
             self.ceiling = self.param_group["lr"]
-        self.param_group["lr"] = min(self.ceiling, self.rate)
+        if isinstance(self.ceiling, torch.Tensor):  # it stays one, for steps that are compiled
+            self.param_group["lr"] = self.ceiling.clamp(max=self.rate)
+        else:
+            self.param_group["lr"] = min(self.ceiling, self.rate)
         closure = args[1] if len(args) > 1 else kwargs.pop("closure", None)
         if closure is None:
             self.scale_gradient()

@@ -264,7 +264,7 @@ def train(setting, lines, seed, train_set, test_set):
     run = {name: getattr(setting, name) for name in ("network", "images", "optimizer")}
     run |= {"lines": lines, "pixels": LIMIT if "limited" in changes else None, "seed": seed}
     rows, drifts = [], []
-    before = predict(model, followed)
+    before = stn.predict_in_eval_mode(model.theta, followed)
     batches = islice(shuffled(len(images), setting.batch_size), setting.steps)
     for step, index in enumerate(batches, start=1):
         batch = (images[index] / 255 - setting.mean) / setting.std
@@ -278,7 +278,7 @@ def train(setting, lines, seed, train_set, test_set):
         if schedule:
             schedule.step()
         if step % WINDOW == 0:
-            after = predict(model, followed)
+            after = stn.predict_in_eval_mode(model.theta, followed)
             drifts.append(stn.drift(before, after).item())
             before = after
         if step % setting.every == 0:
@@ -286,11 +286,6 @@ def train(setting, lines, seed, train_set, test_set):
             rows.append(run | {"step": step} | test(setting, model, *test_set) | row)
             drifts = []
     return rows
-
-
-@torch.no_grad()
-def predict(model, images):
-    return stn.predict_in_eval_mode(model.theta, images)
 
 
 def run_of(row):

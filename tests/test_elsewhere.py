@@ -174,7 +174,8 @@ def test_drift_is_that_of_the_first_images_over_windows_and_is_steered(digits, m
     train_set = images_of(setting, digits)
     followed, thetas = (train_set[0][:64] / 255 - setting.mean) / setting.std, []
     monkeypatch.setattr(elsewhere, "WINDOW", 2)
-    monkeypatch.setattr(elsewhere, "test", lambda *_: thetas.append(elsewhere.predict(made[0], followed)) or {})
+    predict = stn.predict_in_eval_mode
+    monkeypatch.setattr(elsewhere, "test", lambda *_: thetas.append(predict(made[0].theta, followed)) or {})
     found = elsewhere.train(setting, lines, 0, train_set, train_set)
     drifts = [stn.drift(*pair).item() for pair in ((EYE.expand(24, 2, 3), thetas[0]), thetas)]
     assert [row["drift"] for row in found] == pytest.approx(drifts, rel=1e-5) and drifts[1] > 0
