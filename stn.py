@@ -423,18 +423,6 @@ class DriftLR:
         self.add_hooks()
 
 
-def trained_parameters(modules):
-    """Those of one module or several. Raises ValueError if they are no modules, or nothing of them is trained."""
-    several = [modules] if isinstance(modules, nn.Module) else list(modules)
-    parameters = []
-    if all(isinstance(each, nn.Module) for each in several):
-        parameters = [weight for weight in nn.ModuleList(several).parameters() if weight.requires_grad]
-    if not parameters:
-        what = [type(each).__name__ for each in several]
-        raise ValueError(f"modules are {what}, but should be the localization net's, of which something is trained")
-    return parameters
-
-
 def check_limit(images, parameters, pixels):
     if math.isnan(pixels) or pixels <= 0:
         raise ValueError(f"pixels is {pixels}, but should be over 0")
@@ -484,8 +472,8 @@ def limit_motion(predict, images, modules, pixels=0.1):
     needed, has to be in `predict`.
 
     Yields an object that has, after the step, `motion`, a scalar tensor in pixels, inf if it is nan, and `kept`, the
-    fraction of the step that is left. Raises ValueError if an argument is not as below, `theta` is not finite before
-    the step (an image of nan), or depends on more than the modules.
+    fraction of the step that is left. Raises ValueError if an argument is not as below (TypeError if modules are none),
+    `theta` is not finite before the step (an image of nan), or depends on more than the modules.
 
     Args:
         predict: function of images that returns their `theta` (N, 2, 3), such as `SpatialTransformer.theta`.
@@ -493,7 +481,10 @@ def limit_motion(predict, images, modules, pixels=0.1):
         modules: the whole localization net, modules and no parameters, in eval mode while `theta` is predicted.
         pixels: of the images, over 0; `math.inf` measures and limits nothing.
     """
-    parameters = trained_parameters(modules)
+    several = nn.ModuleList([modules] if isinstance(modules, nn.Module) else modules)
+    parameters = [parameter for parameter in several.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ValueError("nothing in the modules is trained, but they should be the localization net's")
     check_limit(images, parameters, pixels)
     if images.is_floating_point():
         images = images.to(parameters[0].dtype)  # they may be half of it under autocast
