@@ -93,16 +93,6 @@ def edit(folder, *without, **changes):
     path.write_text(json.dumps({name: told[name] for name in told if name not in without}), encoding="utf-8")
 
 
-def call(command, monkeypatch, capsys, *arguments):
-    """Calls a command of assets with wrong arguments; returns its exit code and its last words, which are one line."""
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        command.main()
-    line = capsys.readouterr().err
-    assert line.startswith("python -m assets.") and line.count("\n") == 1
-    return end.value.code, line
-
-
 def result(folder):
     """What must not depend on how often a run was stopped: the metrics but for the seconds, and the final weights."""
     lines = (folder / "metrics.csv").read_text().splitlines()

@@ -5,7 +5,6 @@ import json
 import imageio.v3 as imageio
 import numpy as np
 import torch
-from conftest import call
 
 import common
 import stn
@@ -32,16 +31,6 @@ def test_a_thin_gif_has_every_nth_frame_and_the_last(tmp_path):
     imageio.imwrite(tmp_path / "all.gif", np.stack([np.full((9, 9, 3), 50 * i, np.uint8) for i in range(5)]))
     pictures.thin_gif(tmp_path / "all.gif", 3, tmp_path / "some.gif")
     assert [frame[0, 0, 0] // 50 for frame in imageio.imread(tmp_path / "some.gif")] == [0, 3, 4]
-
-
-def test_what_is_not_there_is_one_line_and_exit_code_1(whole_run, monkeypatch, capsys, tmp_path):
-    for arguments, words in (
-        (("gif", tmp_path / "none.gif", 2, tmp_path / "to.gif"), "none.gif"),
-        (("states", "--row", "name", tmp_path, 5), "holds no run"),
-        (("states", "--row", "name", whole_run.folder, 6), "no weights of epoch 6: give one that it has, 000"),
-    ):
-        code, line = call(pictures, monkeypatch, capsys, *arguments)
-        assert code == 1 and words in line
 
 
 def test_the_digits_come_from_the_run_s_own_data_dir(whole_run, monkeypatch):
