@@ -30,7 +30,6 @@ def history(*epochs, **scalars):
 WELL, OFF = (1.0, 90.0, 0.9), (2.3, 11.35, 0.0)
 LASTS = history(*[WELL] * 100)
 STOPPED = history(*[(1.0, 80.0, 0.9)] * 39, OFF)
-COMES_BACK = history(*[(1.0, 70.0, 0.9)] * 3, *[(2.3, 11.35, 0.001)] * 67, *[(1.0, 75.0, 0.9)] * 30)
 LOSES = history(*[WELL] * 50, *[(1.6, 85.0, 0.9)] * 50)
 
 

@@ -17,15 +17,6 @@ def test_runs_that_differ_by_their_seed_alone_are_a_group():
     ]
 
 
-def test_optimizers_are_told_apart_whatever_a_schedule_adds():
-    texts = [
-        "SGD(lr=0.01)",
-        "SGD(lr=0.01, momentum=0.9 on stn)",
-        "Adam(lr=4e-05, max_momentum=0.95, base_momentum=0.85)",
-    ]
-    assert [study.optimizer_kind({"optimizer": text}) for text in texts] == ["SGD", "SGD, momentum", "Adam"]
-
-
 def test_a_repeat_over_fewer_epochs_or_run_on_is_left_out_and_a_run_that_was_stopped_is_not():
     runs = [run(LASTS), run(STOPPED, seed=1), run(LASTS[:30], seed=5, epochs=30), run(LASTS[:30], 2, epochs=30)]
     longer, run_on = run(LASTS * 2, seed=7, epochs=200), run(LASTS, 9, seed=5)

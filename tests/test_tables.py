@@ -2,9 +2,9 @@
 
 import pytest
 from conftest import ROOT
-from made_up import COMES_BACK, LASTS, LOSES, OPTIONAL_TAGS, STOPPED, WELL, fails_in, history, rows, run, without
+from made_up import LASTS, LOSES, OPTIONAL_TAGS, STOPPED, WELL, fails_in, history, rows, run, without
 
-from assets import records, study, tables
+from assets import study, tables
 from common import RunError
 
 PAGES = ("README.md", "assets/README.md")
@@ -30,58 +30,6 @@ def test_a_new_experiment_has_its_row_whatever_its_seeds_epochs_and_data():
     assert cells[-1][1:3] == ["1 of 2 (1 to 99 %)", "-, 41 cl"]
 
 
-def test_stopped_runs_are_marked_and_have_no_end():
-    ends = history(*[WELL] * 95, *[(1.0, 60.0, 0.9)] * 5, **{"stn/scale": 1.2, "stn/spread": None})
-    ends[0] |= {"test/accuracy": 95.0, "stn/scale": 0.6}
-    (cells,) = rows(tables.all_results([run(STOPPED), run(ends, seed=1)]))
-    assert cells[2:] == [
-        "40 c†, -",  # the 5 epochs of a lost solution are not there
-        "87.50 (80.00 to 95.00)",
-        "75.00",  # the median of five epochs at 90 and five at 60
-        "1.20",  # the stopped run is never over 80 %
-        "0.70 (0.60 to 0.80)",
-        "1.20",
-        "0.80",
-        "-",
-        "1, 1",
-        "-, 1",
-    ]
-    (cells,) = rows(tables.all_results([run(STOPPED)]))
-    assert cells[4] == cells[7] == cells[9] == "-"
-
-
-@pytest.mark.parametrize(
-    "epochs, cell", [(LASTS, "-"), (STOPPED, "40 c†"), (fails_in(40), "40 cl"), (LOSES, "51 l"), (COMES_BACK, "4 cl")]
-)
-def test_a_failure_says_which_event_it_was(epochs, cell):
-    assert tables.failure(run(epochs)) == cell
-
-
-def test_choices_have_a_row_each_and_are_compared_after_30_epochs():
-    """Runs that were to have as many count; one that failed later only among all, and a shorter repeat in none."""
-    better = history(*[(1.0, 95.0, 0.9)] * 95, *[(1.0, 85.0, 0.9)] * 5)
-    one_map = history(*[WELL] * 100, **{"stn/spread": 0.001})
-    runs = [run(STOPPED), run(fails_in(20), seed=1), run(fails_in(9, of=25), seed=2, epochs=25), run(LASTS, 99)]
-    runs += [run(one_map, 9), run(LASTS[:30], 9, 1, epochs=30), run(better, 21), run(STOPPED, 28, variant="0.001")]
-    assert rows(tables.choices(runs)) == [
-        ["`SGD(lr=0.01)`", "1 of 2: 1 failed", "45.7 (11.3 to 80.0)", "-", "2 of 2: 2 failed"]
-        + ["100", "85.0 (80.0 to 90.0)", "1"],
-        ["`Adam(lr=0.001)`", "1 of 2: 1 one map", "90.0 (90.0 to 90.0)", "1", "1 of 1: 1 one map", "100", "90.0", "9"],
-        ["`Adam(lr=0.001)`, leaky, `limit_motion`", "0 of 1", "95.0", "1", "0 of 1", "100", "95.0", "21"],
-    ]
-
-
-def test_a_range_of_one_number_is_that_number():
-    assert tables.range_of([40, 30, 60]) == "30 to 60" and tables.range_of([30, 30]) == 30
-
-
-def test_epochs_to_an_accuracy_are_a_median_over_all_runs():
-    waits = [history(*[(1.0, 50.0, 0.9)] * wait, *[WELL] * 5) for wait in (1, 3, 8)]
-    never = [run(history(*[(1.0, 50.0, 0.9)] * 10)) for _ in range(4)]
-    runs = [run(epochs) for epochs in waits]
-    assert [tables.epochs_to(90, some) for some in (runs, runs + never[:2], runs + never)] == ["4", "9", None]
-
-
 def drifting(measured, rows, experiment=1, seed=0, **columns):
     return run([row | {"stn/drift": measured} for row in rows], experiment, seed, **columns)
 
@@ -101,39 +49,6 @@ def test_what_was_foretold_is_counted_by_band_and_optimizer():
         ["between", "SGD", "4", "0 of 4", "0 of 4", "1", "0 of 4", "0", "4 of 4", "0.0"],
         ["over 0.085", "SGD", "3", "1 of 3", "1 of 3", "0", "0 of 3", "0", "1 of 3", "2.3"],
     ]
-
-
-def test_the_dose_of_drift_has_a_row_a_target():
-    columns = {"experiment": 37, "epochs": 20}
-    doses = [drifting(0.03, LASTS[:20], seed=seed, variant="adam_0.035", drift=0.035, **columns) for seed in (0, 1)]
-    doses += [drifting(0.2, fails_in(3, of=20), variant="momentum_0.15", drift=0.15, **columns)]
-    low, high = rows(tables.drift_dose(doses))
-    assert low[:7] == ["adam", "0.035", "0.030, 0.030", "0 of 2", "0 of 2", "0 of 2", "90.0, 90.0"]
-    assert high[:4] == ["momentum", "0.15", "0.200", "1 of 1"]
-
-
-def test_steered_runs_stand_beside_the_best_rate_found_by_hand():
-    slow = history(*[(1.0, 85.0, 0.9)] * 19, *[WELL] * 41)
-    runs = [run(LASTS, 7), run(slow, 36, variant="adam", epochs=60), run(LASTS, 36, variant="other")]
-    runs += [run(LASTS, 7, dataset="mnist")]
-    cells = [[line[0], *line[2:]] for line in rows(tables.steered(runs))]
-    assert cells[0] == ["36: made up", "90.0", "90.0", "90.0", "1", "20", "0.80000", "60"]
-    assert [line[0] for line in cells] == ["36: made up", "7: made up", "7: made up, plain digits"]
-
-
-def test_healthy_is_where_nine_tenths_of_the_good_epochs_of_lasting_runs_are():
-    scales = [row | {"stn/scale": 0.2 + i / 100, "stn/drift": None} for i, row in enumerate(LASTS)]
-    weak = history(*[(1.0, 79.0, 0.9)] * 100, **{"stn/scale": 0.1})
-    runs = [run(scales), run(weak, seed=1), run(fails_in(90), seed=2), run(LASTS, dataset="mnist")]
-    cells = {line[0]: line[1:] for line in rows(tables.healthy(runs))}
-    assert cells["`scale`"] == ["0.25 to 1.1", "0.8 to 0.8"] and cells["`drift`"] == ["-", "0.8 to 0.8"]
-
-
-def test_64_steps_that_all_go_one_way_lead_as_far_as_64():
-    for steps in (2, 64):
-        moved = {"stn/motion": 0.3, "stn/scale": 0.5, "stn/drift": steps * 0.3 / 30}  # a region of 30 pixels
-        straight = [run(history(*[WELL] * 9, **moved)), run(history(*[WELL] * 9), seed=1, optimizer="Adam(lr=0.001)")]
-        assert rows(tables.adding_up(straight))[0] == ["SGD", "1", "0.30", str(steps)]
 
 
 @pytest.mark.parametrize("tag", OPTIONAL_TAGS)
@@ -192,14 +107,6 @@ def test_a_place_of_no_table_is_named():
 @pytest.fixture(scope="module")
 def committed():
     return tables.make_tables()
-
-
-def test_a_new_run_in_the_csv_files_is_in_the_tables_with_no_other_change(tmp_path):
-    new = [run(LASTS, 9999), run(fails_in(9, of=50), 9999, 1, epochs=50)]
-    records.write_runs([*records.read_runs(), *new], tmp_path)
-    made = tables.make_tables(tmp_path)
-    assert rows(made["all_results"])[-1][1:3] == ["0 of 1 (0 to 98 %)", "-"]  # the other is a repeat
-    assert made["choices"] == tables.make_tables()["choices"]
 
 
 @pytest.mark.parametrize("page", PAGES)
