@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import experiment
 from torch import nn
 
 import common
@@ -172,33 +171,8 @@ def test_runs_that_the_file_has_are_not_made_again(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------- speed
 
 
-@pytest.fixture
-def canvases(monkeypatch):
-    monkeypatch.setattr(speed, "WORKERS", 0)
-    (images, labels), *_ = common.load_images("cluttered", "nowhere", "embedded", 384)
-    return images[:128], labels[:128]
-
-
-def test_the_loop_that_everybody_writes_trains_as_the_textbook_does(canvases):
-    chosen = experiment(mean=0.1307, std=0.3081)
-    network = speed.make_reference(chosen)
-    assert network.model.stn.localization[3].weight.is_contiguous()
-    torch.manual_seed(5)
-    loss = speed.reference_epoch(chosen, network, speed.make_loader(*canvases))
-    torch.manual_seed(0)
-    model, losses = stn.STNClassifier(), []
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    torch.manual_seed(5)
-    for images, labels in speed.make_loader(*canvases):
-        optimizer.zero_grad()
-        losses.append(F.cross_entropy(model((images - 0.1307) / 0.3081), labels))
-        losses[-1].backward()
-        optimizer.step()
-    assert loss == pytest.approx(torch.stack(losses).mean().item(), rel=1e-6) and len(losses) == 2
-    assert all(torch.equal(value, network.model.state_dict()[name]) for name, value in model.state_dict().items())
-
-
-def test_experiments_and_that_loop_are_timed_in_turn_and_the_rows_of_another_device_stay(monkeypatch, tmp_path):
+def test_any_experiments_and_the_loop_that_everybody_writes_are_timed_in_turn(monkeypatch, tmp_path):
+    """The rows of another device stay."""
     load, path = common.load_images, tmp_path / "speed.csv"
     monkeypatch.setattr(speed, "WORKERS", 0)
     monkeypatch.setattr(common, "load_images", lambda dataset, *_: load(dataset, "nowhere", "embedded", 384))
