@@ -11,8 +11,7 @@ from conftest import ROOT
 from made_up import TAGS, run, without
 
 import common
-from assets import figures, records
-from assets.study import read_all
+from assets import figures
 
 
 def history(*epochs):
@@ -27,22 +26,9 @@ def history(*epochs):
 FINE, ONE_MAP, OFF = (1.0, 0.5, 0.9, 0.3), (1.2, 1.2, 0.7, 0.002), (2.3, 4.0, 0.01, 0.0)
 
 
-@pytest.fixture
-def assets(tmp_path):
-    """An empty folder for CSV files."""
-    folder = tmp_path / "assets"
-    folder.mkdir()
-    return folder
-
-
 def whole(rows, experiment, **columns):
     """A run that got to its last epoch."""
     return run(rows, experiment, title=f"title of {experiment}", **{"epochs": len(rows)} | columns)
-
-
-def strips(read):
-    """The axes of the timeline that hold its strips."""
-    return next(axes for axes in figures.timeline(read).axes if axes.get_xlabel() == "epoch")
 
 
 # ------------------------------------------------------------------------------------------------------------- timeline
@@ -58,12 +44,12 @@ def test_a_strip_tells_where_it_looks_off_the_image_where_it_has_one_map_and_whe
     assert not figures.timeline_strip([row | {"stn/spread": None} for row in rows])[1].any()
 
 
-def test_the_timeline_has_a_strip_a_run_of_the_choices_in_their_order(assets):
+def test_the_timeline_has_a_strip_a_run_of_the_choices_in_their_order():
     runs = [whole(history(*[FINE] * 100), 1), whole(history(*[FINE] * 80), 1, dataset="mnist")]
     runs += [whole(history(*[FINE] * 120), 21), whole(history(*[FINE] * 29, OFF), 21, seed=1, epochs=120)]
     runs += [whole(history(*[FINE] * 90), 10), whole(history(*[FINE] * 90), 99)]
-    records.write_runs(runs, assets)
-    axes = strips(read_all(assets))
+    drawn = figures.timeline(SimpleNamespace(counted=runs)).axes
+    axes = next(axes for axes in drawn if axes.get_xlabel() == "epoch")
     titles = [" ".join(label.get_text().split()) for label in axes.get_yticklabels()]
     assert titles == ["1: title of 1", "10: title of 10", "21: title of 21"]
     assert [image.get_array().shape[1] for image in axes.images] == [100, 90, 120, 30]
@@ -74,29 +60,26 @@ def test_the_timeline_has_a_strip_a_run_of_the_choices_in_their_order(assets):
 # ----------------------------------------------------------------------------------------------------- the two failures
 
 
-def test_each_run_that_recorded_drift_is_a_point_at_what_became_of_it(assets):
+def test_each_run_that_recorded_drift_is_a_point_at_what_became_of_it():
     def drifting(drift, *ends, experiment=1, **columns):
         rows = [row | {"stn/drift": drift, "stn/motion": 1.0} for row in history(*[FINE] * 49, *ends)]
         return whole(rows, experiment, epochs=100, **columns)
 
     runs = [drifting(0.03, FINE), drifting(0.2, OFF, seed=1), drifting(0.06, FINE, dataset="mnist")]
     runs.append(whole([row | {"stn/drift": 0.01} for row in history(*[FINE] * 20)], 36, epochs=20))
-    records.write_runs(runs, assets)
-    axes = figures.drift(read_all(assets)).axes[0]
+    axes = figures.drift(SimpleNamespace(runs=runs)).axes[0]
     found = {round(line.get_xdata()[0], 4): line for line in axes.lines if len(line.get_xdata()) == 1}
     assert set(found) == {0.03, 0.2, 0.06, 0.01}
     assert [round(found[drift].get_ydata()[0]) for drift in (0.03, 0.2, 0.06, 0.01)] == [0, 3, 0, 0]
 
 
-def test_the_dose_is_drawn_in_the_order_of_its_targets_and_what_fails_at_the_bottom(assets):
+def test_the_dose_is_drawn_in_the_order_of_its_targets_and_what_fails_at_the_bottom():
     def aiming_for(target, accuracy, seed=0):
         rows = [row | {"test/accuracy": accuracy} for row in history(*[FINE] * 20)]
         return whole(rows, 37, seed=seed, variant=f"adam_{target}", drift=target, optimizer="Adam(lr=0.001)")
 
-    records.write_runs(
-        [aiming_for(0.1, 90.0), aiming_for(0.1, 92.0, 1), aiming_for(0.15, 11.0), aiming_for(0.02, 94.0)], assets
-    )
-    axes = figures.drift_dose(read_all(assets)).axes[0]
+    runs = [aiming_for(0.1, 90.0), aiming_for(0.1, 92.0, 1), aiming_for(0.15, 11.0), aiming_for(0.02, 94.0)]
+    axes = figures.drift_dose(SimpleNamespace(counted=runs)).axes[0]
     assert axes.lines[0].get_xydata().tolist() == [[0.02, 94], [0.1, 91], [0.15, 88]]
     assert [(text.get_text().strip(), text.get_position()) for text in axes.texts] == [("fails", (0.15, 88))]
 
