@@ -2,16 +2,15 @@
 
 import copy
 import math
-import multiprocessing as mp
 import pickle
 import warnings
-from statistics import median
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver
+from torch.multiprocessing import start_processes
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
 from stn import DriftLR, STNClassifier, drift, predict_in_eval_mode
@@ -160,13 +159,11 @@ def test_a_second_one_takes_the_place_of_the_first_and_a_step_that_is_broken_off
 
 
 def test_a_ceiling_that_falls_to_0_for_a_while_takes_no_more_than_three_quarters_of_the_rate():
-    net, optimizer, schedule = steered(gain=1.0)
+    net, optimizer, schedule = steered(gain=30, every=2)
     for _ in range(6):
         rate = schedule.rate
-        optimizer.param_groups[0]["lr"] = 1.0
-        for step in range(64):
-            if step == 63:
-                optimizer.param_groups[0]["lr"] = 0.0
+        for ceiling in (1.0, 0.0):
+            optimizer.param_groups[0]["lr"] = ceiling
             descend(net, optimizer)
             schedule.step()
         assert schedule.rate >= rate / 4 > 0
@@ -196,9 +193,7 @@ def test_a_drift_that_is_not_finite_makes_the_rate_a_quarter():
     windows(net, optimizer, schedule, 1)
     rate = schedule.rate
     net.gain = math.nan
-    for _ in range(64):
-        optimizer.step()
-        schedule.step()
+    windows(net, optimizer, schedule, 1)
     assert math.isnan(schedule.drift) and schedule.rate == rate / 4
 
 
@@ -213,38 +208,34 @@ def test_a_localization_net_that_does_not_learn_is_said_once_and_only_at_the_ful
     assert "the localization net does not learn (dead units, or nothing to follow)" in str(warning.message)
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_schedule_that_ends_at_0_is_no_net_that_does_not_learn():
     net, optimizer, schedule = steered(gain=1e-3)
     cosine = CosineAnnealingLR(optimizer, T_max=40)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for _ in range(40):
-            windows(net, optimizer, schedule, 1)
-            cosine.step()
-        optimizer.param_groups[0].pop("initial_lr")  # now by hand
-        optimizer.param_groups[0]["lr"] = 1e-3
-        windows(net, optimizer, schedule, 25)
+    for _ in range(40):
+        windows(net, optimizer, schedule, 1)
+        cosine.step()
+    optimizer.param_groups[0].pop("initial_lr")  # now by hand
+    optimizer.param_groups[0]["lr"] = 1e-3
+    windows(net, optimizer, schedule, 25)
 
 
 @pytest.mark.parametrize("how", ["state_dict", "copy", "pickle"])
 def test_it_goes_on_to_the_same_numbers_from_within_a_window(how):
-    net, optimizer, schedule = steered(gain=3000, target=0.05)
-    windows(net, optimizer, schedule, 3)
-    for _ in range(30):
-        descend(net, optimizer)
-        schedule.step()
+    own = steered(gain=3000, target=0.05, every=2)
+    windows(*own, 3)
+    descend(*own[:2])
+    own[2].step()
     if how == "state_dict":
-        other = steered(gain=3000, target=0.05)
-        for old, new in zip((net, optimizer, schedule), other, strict=True):
+        other = steered(gain=3000, target=0.05, every=2)
+        for old, new in zip(own, other, strict=True):
             new.load_state_dict(pickle.loads(pickle.dumps(old.state_dict())))
     else:
-        both = net, optimizer, schedule
-        other = copy.deepcopy(both) if how == "copy" else pickle.loads(pickle.dumps(both))
+        other = copy.deepcopy(own) if how == "copy" else pickle.loads(pickle.dumps(own))
     ended = []
-    for part in ((net, optimizer, schedule), other):
-        for _ in range(34):
-            descend(*part[:2])
-            part[2].step()
+    for part in (own, other):
+        descend(*part[:2])
+        part[2].step()
         ended.append((windows(*part, 4), part[0].weight.item(), part[2].rate))
     assert ended[0] == ended[1] and ended[0][0][0][0] != ended[0][0][3][0]
 
@@ -259,32 +250,18 @@ class Normalized(nn.Module):
         super().__init__()
         self.localization = nn.Sequential(nn.Conv2d(1, 4, 7), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
         self.fc_loc = nn.Linear(4 * 22 * 22, 6)
-        self.classifier = nn.Linear(28 * 28, 10)
         nn.init.normal_(self.fc_loc.weight, std=0.01)
 
-    def theta(self, images):
+    def forward(self, images):
         features = F.dropout(self.localization(images), training=self.training)
         return self.fc_loc(features).view(-1, 2, 3)
 
-    def forward(self, images):
-        grid = F.affine_grid(self.theta(images), images.shape, align_corners=False)
-        return self.classifier(F.grid_sample(images, grid, align_corners=False).flatten(1))
-
 
 WAYS = {  # to give the prediction of a network that asks for `self.training` itself
-    "a method": lambda net: net.theta,
-    "a function that names it": lambda net: lambda images: net.theta(images),
-    "a compiled module": lambda net: torch.compile(Predicting(net), backend="eager"),
+    "a method": lambda net: net.forward,
+    "a function that names it": lambda net: lambda images: net.forward(images),
+    "a compiled module": lambda net: torch.compile(net, backend="eager"),
 }
-
-
-class Predicting(nn.Module):
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, images):
-        return self.net.theta(images)
 
 
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")  # its hooks fire twice, which does no harm
@@ -293,7 +270,7 @@ def test_a_prediction_is_made_in_eval_mode_and_leaves_no_trace(how):
     torch.manual_seed(0)
     net = Normalized()
     net.localization[2].eval()  # frozen by the user
-    optimizer = torch.optim.SGD([*net.localization.parameters(), *net.fc_loc.parameters()], lr=0.01)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     modes = {module: module.training for module in net.modules()}
     before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     predict = how(net)
@@ -361,69 +338,32 @@ def test_wrong_arguments_are_one_clear_error():
 # ------------------------------------------------------------------------------------------------- other people's loops
 
 
-def rates_of(optimizer):
-    """Notes the first group's rate in every step."""
-    rates = []
-    optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(float(optimizer.param_groups[0]["lr"])))
-    return rates
-
-
 ADAMS = {
     "plain": {"lr": 0.01},
     "fused": {"lr": 0.01, "fused": True},
-    "foreach": {"lr": 0.01, "foreach": True},
     "a rate that is a tensor": {"lr": torch.tensor(0.01), "foreach": False},
 }
-LOOPS = [*((name, 1, False, False) for name in ADAMS), ("plain", 3, False, False)]
-LOOPS += [("plain", 1, True, True), ("fused", 1, True, True)]
 
 
-@pytest.mark.parametrize("adam, accumulate, scaled, mixed", LOOPS)
-def test_it_works_around_other_loops(adam, accumulate, scaled, mixed):
+@pytest.mark.parametrize("adam", ADAMS)
+def test_it_works_around_other_optimizers(adam):
     """The rate in each step is the schedule's, and the group's own is as it was between them."""
     torch.manual_seed(0)
     model = STNClassifier(28)
     groups = [{"params": model.stn.parameters()}, {"params": model.classifier.parameters()}]
     optimizer = torch.optim.Adam(groups, **ADAMS[adam])
-    scaler = torch.amp.GradScaler("cpu", enabled=scaled)
     schedule = DriftLR(optimizer, model.stn.theta, IMAGES, every=4)
-    seen, wanted = rates_of(optimizer), []
-    for step in range(accumulate * 24):
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            loss = F.cross_entropy(model(torch.rand(8, 1, 28, 28)), torch.randint(10, (8,)))
-        scaler.scale(loss).backward()
-        if (step + 1) % accumulate == 0:
-            wanted.append(schedule.rate)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-            schedule.step()
+    seen, wanted = [], []
+    optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(float(optimizer.param_groups[0]["lr"])))
+    for _ in range(24):
+        optimizer.zero_grad()
+        F.cross_entropy(model(torch.rand(8, 1, 28, 28)), torch.randint(10, (8,))).backward()
+        wanted.append(schedule.rate)
+        optimizer.step()
+        schedule.step()
         assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.01)
     assert seen == pytest.approx(wanted, rel=1e-6) and len(set(wanted)) > 3
     assert isinstance(optimizer.param_groups[0]["lr"], type(ADAMS[adam]["lr"]))
-
-
-def test_the_tutorials_net_is_steered_to_the_target():
-    """By the lines of the page: its localization net is two attributes of `Net`."""
-    torch.manual_seed(0)
-    localization = nn.Sequential(nn.Conv2d(1, 8, 7), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(8, 10, 5), nn.MaxPool2d(2))
-    fc_loc = nn.Sequential(nn.ReLU(), nn.Linear(90, 32), nn.ReLU(), nn.Linear(32, 6))
-    fc_loc[-1].weight.data.zero_()
-    fc_loc[-1].bias.data.copy_(EYE.flatten())
-
-    def predict_theta(images):
-        return fc_loc(localization(images).flatten(1)).view(-1, 2, 3)
-
-    optimizer = torch.optim.SGD([*localization.parameters(), *fc_loc.parameters()], lr=1.0, momentum=0.9)
-    schedule = DriftLR(optimizer, predict_theta, IMAGES, every=16)
-    drifts = []
-    for _ in range(16 * 30):
-        optimizer.zero_grad()
-        (predict_theta(torch.rand(8, 1, 28, 28)) * torch.randn(8, 2, 3)).mean().backward()
-        optimizer.step()
-        schedule.step()
-        drifts.append(schedule.drift)
-    assert 0.5 * 0.035 < median(drifts[16 * 20 :]) < 2 * 0.035
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -462,12 +402,7 @@ def train_in_one_of_two_processes(rank, folder):
 
 
 def test_processes_that_train_one_network_together_stay_together(tmp_path):
-    fork = mp.get_context("fork").Process
-    processes = [fork(target=train_in_one_of_two_processes, args=(rank, tmp_path)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(100)
+    start_processes(train_in_one_of_two_processes, (tmp_path,), nprocs=2, start_method="fork")
     (schedule, net), (other_schedule, other_net) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(value, other_net[name]) for name, value in net.items())
     assert schedule.pop("before").equal(other_schedule.pop("before")) and schedule == other_schedule
