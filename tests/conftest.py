@@ -20,6 +20,8 @@ import torch
 import common
 
 ROOT = Path(__file__).parents[1]
+PLAIN = "--limit=384", "--dataset=mnist"
+PLAIN_NAME = "classification_experiment_1_mnist_limit384"
 torch.set_num_threads(1)
 
 
@@ -63,12 +65,29 @@ def run(log_dir, *options, **arguments):
     return finish(start(log_dir, *options, **arguments), log_dir)
 
 
+def refused_run(log_dir, words, *options, **arguments):
+    """Runs what should end in one line, with these words, and exit code 1; returns what `run` does."""
+    ended = run(log_dir, *options, **arguments)
+    assert ended.code == 1 and ended.err.count("\n") == 1 and words in ended.err, ended.err
+    return ended
+
+
 def write_script(folder, text, number=1):
     """A script of a user, in a folder of its own, that begins as ours do; returns the folder."""
     folder.mkdir(exist_ok=True)
     head = '"""Experiment: a user\'s?"""\n\nimport numpy as np\nimport torch\n\nfrom common import run_experiment\n\n'
     (folder / f"classification_experiment_{number}.py").write_text(head + text)
     return folder
+
+
+# Runs of a user's script that differ by their rate, one of RATES
+SWEEP = """
+for rate in RATES:
+    run_experiment(
+        title=f"rate {rate}", mean=0.5, std=0.25, epochs=1, variant=rate, make_optimizer=lambda model, rate=rate:
+        torch.optim.SGD(model.parameters(), lr=rate),
+    )
+"""
 
 
 def experiment(**given):

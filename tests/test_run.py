@@ -1,26 +1,23 @@
 """What a run writes and says, what TensorBoard shows of it, and which settings make a run another."""
 
-import csv
 import json
 import os
 import re
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, files, read_metrics, run, write_script
+from conftest import PLAIN, PLAIN_NAME, ROOT, SWEEP, files, read_metrics, refused_run, run, write_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import common
+from assets.records import read_table
 
-PLAIN = "--limit=384", "--dataset=mnist"
-NAME = "classification_experiment_1_mnist_limit384"
 # ------------------------------------------------------------------------------------------------------ files and lines
 
 
@@ -41,9 +38,8 @@ def test_a_run_writes_what_it_says(whole_run):
     assert run_json["torch"] == torch.__version__ and run_json["digits"] == "embedded" and run_json["device"] == "cpu"
     assert f"best accuracy {run_json['best_accuracy']:.4g}, best epoch {best + 1}" in whole_run.out
     assert all(f"accuracy {accuracy:.2f} %" in whole_run.out for accuracy in metrics["test/accuracy"])
-    with open(whole_run.folder / "metrics.csv", newline="") as file:
-        rows = [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
-    assert rows == torch.load(whole_run.folder / "checkpoint.pt", weights_only=True)["history"]
+    history = torch.load(whole_run.folder / "checkpoint.pt", weights_only=True)["history"]
+    assert read_table(whole_run.folder / "metrics.csv") == history
 
 
 # ---------------------------------------------------------------------------------------------------------- TensorBoard
@@ -66,22 +62,6 @@ def test_tensorboard_reads_what_metrics_csv_holds(whole_run):
     assert "|digits|embedded|" in text and f"|torch|{torch.__version__}|" in text and "|std|0.3081|" in text
 
 
-@pytest.mark.parametrize("hours", [2, 0])
-def test_tensorboard_shows_all_epochs_though_the_clock_went_back(short_run, log_dir, monkeypatch, hours):
-    """Twice, and a run that goes on within the second in which it was begun."""
-    folder = shutil.copytree(short_run.folder, log_dir / NAME)
-    begun = int(next(folder.glob("events*")).name.split(".")[3])
-    for epochs in (3, 4):
-
-        def at_another_time(epochs=epochs):
-            monkeypatch.setattr(time, "time", lambda: begun - hours * 3600 * epochs)
-
-        assert run(log_dir, *PLAIN, f"--epochs={epochs}", before=at_another_time).code == 0
-    events = EventAccumulator(str(folder)).Reload()
-    assert [event.step for event in events.Scalars("test/accuracy")] == [1, 2, 3, 4]
-    assert len(list(folder.glob("events*"))) == 1
-
-
 def test_tensorboard_lists_the_run_with_its_settings_and_what_it_compares_runs_by(whole_run):
     content = EventAccumulator(str(whole_run.folder)).Reload().PluginTagToContent("hparams")
     shown = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info.hparams
@@ -101,7 +81,6 @@ from functools import partial
 from bounds import SMALL
 from stn import SpatialTransformer
 
-
 class Base(SpatialTransformer):
     @staticmethod
     def shrink(theta):
@@ -110,17 +89,14 @@ class Base(SpatialTransformer):
     def sample(self, images, theta):
         return super().sample(images, self.shrink(theta))
 
-
 class Own(Base):
     @property
     def half(self):
         return 2
 
-
 class Step(torch.optim.SGD):
     def step(self, closure=None):
         return super().step(closure)
-
 
 class Weighted:
     def __init__(self, weight):
@@ -129,14 +105,10 @@ class Weighted:
     def __call__(self, theta):
         return self.weight * theta.square().mean()
 
-
 def helper(value, *, offset=0):
     return value + offset
 
-
 FACTOR = 0.9
-
-
 for rate in (0.01,):
     run_experiment(
         title="own", mean=0.1307, std=1, epochs=1, transformer=partial(Own, slope=helper(0)), max_grad_norm=1,
@@ -147,9 +119,10 @@ for rate in (0.01,):
         ),
     )
 """
+BOUNDS = "SMALL = 0.1\n"  # the module beside it
 ALL = "model.parameters(), lr=rate"
 RATES = '[{"params": model.stn.parameters(), "lr": 0.001}, {"params": model.classifier.parameters()}], lr=0.01'
-CHANGES = {  # of a script, each of which makes its run another: old, new, and what is said of it
+CHANGES = {  # of the two, each of which makes its run another: old, new, and what is said of it
     "rate": (ALL, "model.parameters(), lr=0.02", "optimizer was Step(lr=0.01), is Step(lr=0.02)"),
     "rate, in the loop": ("(0.01,)", "(0.02,)", "optimizer was Step(lr=0.01), is Step(lr=0.02)"),
     "nesterov": (ALL, f"{ALL}, momentum=0.9, nesterov=True", "is Step(lr=0.01, momentum=0.9, nesterov=True)"),
@@ -167,13 +140,14 @@ CHANGES = {  # of a script, each of which makes its run another: old, new, and w
     "a scheduler's list": ("[2, 3]", "[2, 4]", "[2, 3]"),
     "a callable's argument": ("Weighted(SMALL)", "Weighted(2 * SMALL)", "Weighted(SMALL)"),
     "a lambda's second line": ("* 1", "* 2", "* 1"),
+    "a module": ("SMALL = 0.1", "SMALL = 0.2", "bounds.py: `SMALL = 0.1` was there, now `SMALL = 0.2`"),
 }
 
 
-def write_own(folder, text, small="0.1"):
-    """OWN, or what became of it, and the module beside it that it takes a number from."""
-    write_script(folder, text)
-    (folder / "bounds.py").write_text(f"SMALL = {small}\n")
+def write_own(folder, old="", new=""):
+    """OWN and the module that it takes a number from, with one text in the place of another."""
+    write_script(folder, OWN.replace(old, new))
+    (folder / "bounds.py").write_text(BOUNDS.replace(old, new))
     return folder
 
 
@@ -193,28 +167,20 @@ def own_run(tmp_path_factory):
     """A finished run of a script of a user's own, on plain digits; its log folder."""
     path = tmp_path_factory.mktemp("own")
     (path / "runs").mkdir()
-    ended = run_own(path / "runs", write_own(path, OWN))
+    ended = run_own(path / "runs", write_own(path))
     assert ended.code == 0, ended.err
     return path / "runs"
-
-
-def check_refused(refused, log_dir, said):
-    assert refused.code == 1 and refused.out == "" and refused.err.count("\n") == 1, refused.err
-    assert f"{log_dir / NAME} is another run's (" in refused.err and said in refused.err, refused.err
-    assert "take that back, or choose another --log-dir" in refused.err and "remove" not in refused.err
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_run_begun_with_other_settings_is_refused_in_a_line_with_old_and_new(own_run, tmp_path, change):
     (old, new, said), kept = CHANGES[change], files(own_run)
-    assert OWN.count(old) == 1
-    check_refused(run_own(own_run, write_own(tmp_path, OWN.replace(old, new)), "--epochs=2"), own_run, said)
+    assert (OWN + BOUNDS).count(old) == 1
+    refused = run_own(own_run, write_own(tmp_path, old, new), "--epochs=2")
+    assert refused.code == 1 and refused.out == "" and refused.err.count("\n") == 1, refused.err
+    assert f"{own_run / PLAIN_NAME} is another run's (" in refused.err and said in refused.err, refused.err
+    assert "take that back, or choose another --log-dir" in refused.err and "remove" not in refused.err
     assert files(own_run) == kept
-
-
-def test_a_run_begun_with_another_module_beside_the_script_is_refused(own_run, tmp_path):
-    refused = run_own(own_run, write_own(tmp_path, OWN, small="0.2"), "--epochs=2")
-    check_refused(refused, own_run, "bounds.py: `SMALL = 0.1` was there, now `SMALL = 0.2`")
 
 
 HIDDEN = {  # in a script's sweep, or beside the script: what its settings and its own text do not show
@@ -250,7 +216,7 @@ def test_a_script_that_failed_before_there_was_an_epoch_may_be_mended(log_dir, t
 
 
 def test_what_a_script_imports_is_kept_also_where_its_path_is_relative_or_a_link(log_dir, tmp_path):
-    root, linked = write_own(tmp_path / "scripts", OWN), tmp_path / "linked"
+    root, linked = write_own(tmp_path / "scripts"), tmp_path / "linked"
     linked.mkdir()
     (linked / "classification_experiment_1.py").symlink_to(root / "classification_experiment_1.py")
 
@@ -262,7 +228,7 @@ def test_what_a_script_imports_is_kept_also_where_its_path_is_relative_or_a_link
         into = log_dir / str(number)
         into.mkdir()
         assert run(into, *PLAIN, root=folder, before=from_there).code == 0
-        assert (into / NAME / "code" / "bounds.py").exists()
+        assert (into / PLAIN_NAME / "code" / "bounds.py").exists()
 
 
 SAME = {  # of a script, none of which makes its run another
@@ -279,8 +245,8 @@ SAME = {  # of a script, none of which makes its run another
 def test_what_does_not_define_a_run_does_not_make_it_another(own_run, log_dir, tmp_path, change):
     old, new = SAME[change]
     assert OWN.count(old) == 1
-    shutil.copytree(own_run / NAME, log_dir / NAME)
-    again = run_own(log_dir, write_own(tmp_path / "scripts", OWN.replace(old, new)), "--epochs=2")
+    shutil.copytree(own_run / PLAIN_NAME, log_dir / PLAIN_NAME)
+    again = run_own(log_dir, write_own(tmp_path / "scripts", old, new), "--epochs=2")
     assert again.code == 0 and "finished: epoch 2" in again.out, again.err
 
 
@@ -304,9 +270,8 @@ def test_a_script_that_is_changed_while_its_runs_go_on_is_recorded_as_it_was(log
 def test_two_runs_of_a_script_need_variants(log_dir, tmp_path):
     """The first run is there, and stays; no advice may lead to its removal."""
     root = write_script(tmp_path / "scripts", SWEEP.replace("RATES", "[0.1, 0.2]").replace("variant=rate, ", ""))
-    ended = run(log_dir, *PLAIN, root=root)
-    assert ended.code == 1 and ended.err.count("\n") == 1 and "give each one of its own" in ended.err, ended.err
-    assert json.loads((log_dir / NAME / "run.json").read_text())["epoch"] == 1
+    refused_run(log_dir, "give each one of its own", *PLAIN, root=root)
+    assert json.loads((log_dir / PLAIN_NAME / "run.json").read_text())["epoch"] == 1
 
 
 def test_an_experiment_may_be_made_in_another_module_which_is_part_of_what_it_is(log_dir, tmp_path):
@@ -318,16 +283,9 @@ def test_an_experiment_may_be_made_in_another_module_which_is_part_of_what_it_is
         ended = run_own(log_dir, root)
         assert ended.code == code, ended.err
     assert "maker.py: `mean = 0.5` was there, now `mean = 0.5 * 1`" in ended.err
-    assert (log_dir / NAME / "code" / "maker.py").exists()
+    assert (log_dir / PLAIN_NAME / "code" / "maker.py").exists()
 
 
-SWEEP = """
-for rate in RATES:
-    run_experiment(
-        title=f"rate {rate}", mean=0.5, std=0.25, epochs=1, variant=rate, make_optimizer=lambda model, rate=rate:
-        torch.optim.SGD(model.parameters(), lr=rate),
-    )
-"""
 NUMPY = """
 for rate in np.geomspace(0.001, 0.1, 3):
     run_experiment(
@@ -353,8 +311,7 @@ def test_a_script_may_compute_its_numbers_with_numpy(log_dir, tmp_path):
 
 def test_what_no_checkpoint_can_hold_is_said_before_there_is_an_epoch_to_lose(log_dir, tmp_path):
     call = ONE.replace("betas=(rate, 0.9)", "weight_decay=np.array([0.1])").replace("variant=rate", "variant=None")
-    ended = run(log_dir, *PLAIN, root=write_script(tmp_path / "scripts", call))
-    assert ended.code == 1 and ended.err.count("\n") == 1 and "(such as numpy's)" in ended.err, ended.err
+    refused_run(log_dir, "(such as numpy's)", *PLAIN, root=write_script(tmp_path / "scripts", call))
 
 
 @pytest.mark.parametrize("variant", ['"a/b"', '"../up"', '""', "(1, 2)", '"two words"'])

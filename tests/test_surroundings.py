@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -11,12 +10,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, read_metrics, run, write_script
+from conftest import PLAIN, PLAIN_NAME, ROOT, SWEEP, read_metrics, refused_run, run, write_script
 
 import common
-
-SHORT = "--limit=384", "--dataset=mnist"
-NAME = "classification_experiment_1_mnist_limit384"
 
 
 def shell(command, cwd, **environment):
@@ -25,22 +21,14 @@ def shell(command, cwd, **environment):
     return subprocess.run(command, shell=True, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
-DIVERGES = """
-for rate in (0.001, 1e30, 0.01):
-    run_experiment(
-        title=f"rate {rate}", mean=0.5, std=0.25, epochs=1, variant=rate,
-        make_optimizer=lambda model, rate=rate: torch.optim.SGD(model.parameters(), lr=rate),
-    )
-"""
-
-
 # --------------------------------------------------------------------------------------------------------------- shells
 
 
 def test_from_a_shell_where_one_run_of_a_script_diverges_the_others_run_and_the_exit_code_says_it(tmp_path):
     """Without a network, and the command that is printed can be pasted."""
-    root, log_dir = write_script(tmp_path / "scripts", DIVERGES), tmp_path / 'my runs, it\'s $HOME & "more"'
-    command = f"{sys.executable} {root}/classification_experiment_1.py {' '.join(SHORT)} --digits=embedded --seed=3"
+    root = write_script(tmp_path / "scripts", SWEEP.replace("RATES", "(0.001, 1e30, 0.01)"))
+    log_dir = tmp_path / 'my runs, it\'s $HOME & "more"'
+    command = f"{sys.executable} {root}/classification_experiment_1.py {' '.join(PLAIN)} --digits=embedded --seed=3"
     ended = shell(f"{command} --log-dir={shlex.quote(str(log_dir))}", tmp_path)
     assert ended.returncode == 1 and ended.stderr.count("\n") == 1, ended.stderr
     assert "the loss is not finite in epoch 1" in ended.stderr and ended.stdout.count("finished: epoch 1") == 2
@@ -51,21 +39,17 @@ def test_from_a_shell_where_one_run_of_a_script_diverges_the_others_run_and_the_
     assert json.loads((folder / "run.json").read_text())["seed"] == 3
 
 
-@pytest.mark.parametrize(
-    "option, message",
-    [
-        ("--epochs=0", "argument --epochs: 0 is not from 1 to 9999"),
-        ("--epoch=5", "unrecognized arguments: --epoch=5"),
-    ],
-)
-def test_wrong_arguments_end_in_one_line_and_exit_code_2(monkeypatch, capsys, option, message):
-    script = ROOT / "classification_experiment_1.py"
-    monkeypatch.setattr(sys, "argv", [script.name, option])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(script), run_name="__main__")
-    printed = capsys.readouterr()
-    assert end.value.code == 2 and printed.out == ""
-    assert printed.err.count("\n") == 1 and f"classification_experiment_1.py: error: {message}" in printed.err
+WRONG = {
+    "--epochs=0": "argument --epochs: 0 is not from 1 to 9999",
+    "--epoch=5": "unrecognized arguments: --epoch=5",
+}
+
+
+@pytest.mark.parametrize("option", WRONG)
+def test_wrong_arguments_end_in_one_line_and_exit_code_2(log_dir, option):
+    ended = run(log_dir, option)
+    assert ended.code == 2 and ended.out == "" and ended.err.count("\n") == 1
+    assert f"classification_experiment_1.py: error: {WRONG[option]}" in ended.err
 
 
 # ------------------------------------------------------------------------------------------------------------- machines
@@ -93,11 +77,11 @@ def test_of_errors_on_a_gpu_those_of_the_device_are_a_line_and_others_pass(log_d
     def fail():
         raise error
 
-    ended = run(log_dir, *SHORT, "--epochs=3", before=lambda: pretend_gpu(monkeypatch, fail))
+    ended = run(log_dir, *PLAIN, "--epochs=3", before=lambda: pretend_gpu(monkeypatch, fail))
     assert ended.code == 1 and ("Traceback" in ended.err) != GPU_ERRORS[error]
     assert (f"cuda cannot be used: {error}: mend this, or use --device cpu" in ended.err) == GPU_ERRORS[error]
-    assert len(read_metrics(log_dir / NAME)) == 1  # what was trained is kept
-    run_json = json.loads((log_dir / NAME / "run.json").read_text())
+    assert len(read_metrics(log_dir / PLAIN_NAME)) == 1  # what was trained is kept
+    run_json = json.loads((log_dir / PLAIN_NAME / "run.json").read_text())
     assert run_json["device"] == "cuda (made up)" and run_json["cpu"].startswith("made up, ")
 
 
@@ -108,10 +92,10 @@ def test_convolutions_on_a_gpu_are_in_float32():
 
 def test_a_run_that_went_from_a_gpu_to_a_cpu_names_both(log_dir, monkeypatch):
     """A made-up GPU."""
-    assert run(log_dir, *SHORT, "--epochs=1", before=lambda: pretend_gpu(monkeypatch)).code == 0
+    assert run(log_dir, *PLAIN, "--epochs=1", before=lambda: pretend_gpu(monkeypatch)).code == 0
     for epochs in (2, 3):
-        assert run(log_dir, *SHORT, f"--epochs={epochs}", "--device=cpu").code == 0
-    cpu = json.loads((log_dir / NAME / "run.json").read_text())["cpu"]
+        assert run(log_dir, *PLAIN, f"--epochs={epochs}", "--device=cpu").code == 0
+    cpu = json.loads((log_dir / PLAIN_NAME / "run.json").read_text())["cpu"]
     first, second = cpu.split(", then ")
     assert first == f"made up, {second}"
 
@@ -157,10 +141,10 @@ WORKS = {
 def test_optimizers_schedules_and_transformers_of_other_kinds_work(log_dir, tmp_path, given):
     root = write_script(tmp_path / "scripts", OWN.replace("GIVEN", WORKS[given]))
     for epochs in (1, 2):
-        ended = run(log_dir, *SHORT, f"--epochs={epochs}", root=root)
+        ended = run(log_dir, *PLAIN, f"--epochs={epochs}", root=root)
         assert ended.code == 0 and ended.err == "", ended.err
-    metrics = read_metrics(log_dir / NAME)
-    (group,) = common.load_state(log_dir / NAME / "checkpoint.pt")["optimizer"]["param_groups"]
+    metrics = read_metrics(log_dir / PLAIN_NAME)
+    (group,) = common.load_state(log_dir / PLAIN_NAME / "checkpoint.pt")["optimizer"]["param_groups"]
     wanted = {"plateau": pytest.approx(1e-4), "one cycle": pytest.approx(4e-7, rel=1e-3)}  # after its last step but one
     assert given not in wanted or group["lr"] == wanted[given]
     assert np.isnan(metrics["stn/active"]).all() == (given == "no linear layer")
@@ -169,16 +153,15 @@ def test_optimizers_schedules_and_transformers_of_other_kinds_work(log_dir, tmp_
 
 def test_an_optimizer_that_wants_a_closure_is_refused_in_a_line_before_training(log_dir, tmp_path):
     given = "make_optimizer=lambda model: torch.optim.LBFGS(model.parameters())"
-    ended = run(log_dir, *SHORT, root=write_script(tmp_path / "scripts", OWN.replace("GIVEN", given)))
-    assert ended.code == 1 and ended.out == "" and ended.err.count("\n") == 1, ended.err
-    assert "LBFGS's step has a missing a required argument: 'closure'" in ended.err
+    root = write_script(tmp_path / "scripts", OWN.replace("GIVEN", given))
+    words = "LBFGS's step has a missing a required argument: 'closure'"
+    assert refused_run(log_dir, words, *PLAIN, root=root).out == ""
 
 
 def test_a_drift_that_cannot_be_followed_is_said_in_a_line(log_dir, tmp_path):
     given = f"{SGD}, drift=0.035"  # one group of all weights
-    ended = run(log_dir, *SHORT, root=write_script(tmp_path / "scripts", OWN.replace("GIVEN", given)))
-    assert ended.code == 1 and ended.err.count("\n") == 1, ended.err
-    assert "drift cannot be followed: parameter group 0 holds weights that theta does not come from" in ended.err
+    words = "drift cannot be followed: parameter group 0 holds weights that theta does not come from"
+    refused_run(log_dir, words, *PLAIN, root=write_script(tmp_path / "scripts", OWN.replace("GIVEN", given)))
 
 
 def test_where_the_data_folder_cannot_be_made_the_embedded_digits_are_taken(tmp_path):
@@ -213,8 +196,6 @@ def test_pages_and_pictures_do_not_depend_on_the_users_locale_and_settings_of_ma
 
 
 def test_bare_pytest_finds_the_project_from_any_folder(tmp_path):
-    command = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    ended = shell(
-        f'{sys.executable} -c "{command}" --collect-only -q {ROOT}/tests/test_study.py', tmp_path, PYTHONPATH=""
-    )
+    command = f"{sys.executable} -m pytest --collect-only -q {ROOT}/tests/test_study.py"
+    ended = shell(command, tmp_path, PYTHONPATH="")
     assert ended.returncode == 0, ended.stdout + ended.stderr
