@@ -1,6 +1,5 @@
 import math
 import re
-import warnings
 from functools import partial
 
 import numpy as np
@@ -202,6 +201,7 @@ def test_sizes_and_shapes_are_refused_with_what_was_given_and_what_is_wanted():
         assert str(error.value) == f"images are {list(shape)}, but should be [{wanted}]"
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated, but in use
 @pytest.mark.parametrize("how", ["export", "trace", "fx"])
 def test_what_is_exported_or_traced_gives_the_same_values_for_any_batch(how):
     transformer = moving(in_size=(40, 64), out_size=20, channels=3, fill=-0.4)
@@ -214,9 +214,7 @@ def test_what_is_exported_or_traced_gives_the_same_values_for_any_batch(how):
         with pytest.raises(ValueError, match="images are"):
             other(images[..., :30])
     else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.jit is deprecated, but in use
-            other = torch.jit.trace(transformer, example)
+        other = torch.jit.trace(transformer, example)
     for batch in (example, images, images[:1]):
         assert torch.allclose(other(batch), transformer(batch), atol=1e-6)
 
