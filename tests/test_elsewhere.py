@@ -74,13 +74,6 @@ def test_every_network_starts_as_the_identity_and_leaky_takes_every_relu_of_its_
     assert slopes == {0.1} and str(model.classifier) == classifier
 
 
-def test_the_tutorials_net_has_the_tutorials_parameters():
-    model = elsewhere.make_tutorial_net()
-    shapes = [tuple(parameter.shape) for parameter in model.parameters() if parameter.dim() > 1]
-    assert shapes[:4] == [(8, 1, 7, 7), (10, 8, 5, 5), (32, 90), (6, 32)]  # the localization net
-    assert shapes[4:] == [(10, 1, 5, 5), (20, 10, 5, 5), (50, 320), (10, 50)]
-
-
 # ------------------------------------------------------------------------------------------------------------- training
 
 

@@ -74,6 +74,14 @@ def test_every_run_has_a_script_that_makes_it():
     assert made <= {(number, format_cell(each.variant) or None) for number in NUMBERS for each in read(number)}
 
 
+@every_script
+def test_each_optimizer_holds_every_parameter_once(number):
+    for experiment in read(number):
+        network = common.make_network(experiment)
+        held = [id(weight) for group in network.optimizer.param_groups for weight in group["params"]]
+        assert sorted(held) == sorted(map(id, network.model.parameters()))
+
+
 # ----------------------------------------------------------------------------------- what is easy to get wrong in some
 
 
