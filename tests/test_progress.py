@@ -76,11 +76,11 @@ def test_outlines_are_drawn_where_they_are_and_clipped_to_the_tile(size, shown, 
             assert distance.min(axis=0).max() < 1.2, name  # and all of it is drawn, at whole pixels
 
 
-def draw(images, thetas, title=""):
+def draw(images, thetas):
     """The figure of 16 images, uint8 (16, 1, 60, 60), by a model that predicts these thetas."""
     model = stn.STNClassifier()
     model.stn.theta = lambda _: thetas
-    return common.draw_figure(experiment(mean=0.4, std=0.2), model, images, title)
+    return common.draw_figure(experiment(mean=0.4, std=0.2), model, images, "a title")
 
 
 def test_the_figure_shows_sixteen_tiles_three_times():
