@@ -129,10 +129,10 @@ def test_motion_and_drift_are_those_of_the_loop_written_out(digits, monkeypatch)
     plain = copy.deepcopy(network.model)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.01)
     monkeypatch.setattr(common, "BATCH_SIZE", 5)
-    torch.manual_seed(5)
+    torch.manual_seed(6)
     row = common.train(fast, network, images, labels)
 
-    torch.manual_seed(5)
+    torch.manual_seed(6)
     batches, thetas, motions = (images.float() / 255 - 0.1307) / 0.3081, [], []
     for index in torch.randperm(1040).split(5):
         thetas.append(plain.eval().stn.theta(batches[:64]).detach())
