@@ -3,7 +3,6 @@
 import copy
 import math
 import pickle
-import warnings
 
 import pytest
 import torch
@@ -199,8 +198,7 @@ def test_a_drift_that_is_not_finite_makes_the_rate_a_quarter():
 
 def test_a_localization_net_that_does_not_learn_is_said_once_and_only_at_the_full_rate():
     net, optimizer, schedule = steered(gain=0, target=0.05)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with pytest.warns(UserWarning) as said:
         windows(net, optimizer, schedule, 25)  # the rate is the full one from the eighth on
         assert not said
         windows(net, optimizer, schedule, 30)
