@@ -469,7 +469,6 @@ def train(experiment, network, images, labels):
         loss = F.cross_entropy(model.classifier(model.stn.sample(batch, theta)), labels[index])
         optimizer.zero_grad()
         (loss + experiment.penalty(theta) if experiment.penalty else loss).backward()
-        # a bound of inf clips nothing
         norms.append(nn.utils.clip_grad_norm_(model.parameters(), experiment.max_grad_norm or math.inf))
         measured = step % MOTION_EVERY == 1
         before = predict(batch) if measured else None
