@@ -308,7 +308,7 @@ class DriftLR:
 
     Raises ValueError if an argument is not as above, or the group holds weights that `theta` does not come from; that
     is found out where `predict` can be differentiated; later, if the optimizer makes no step in 64: of one that wraps
-    another, give that which makes them. Warns once if the localization net does not learn. A deep copy predicts with
+    another, give that which makes them. Warns once if the localization net hardly learns. A deep copy predicts with
     the copied net only where `predict` is its method. Not for Rprop, whose steps do not follow the rate.
     """
 
@@ -406,9 +406,9 @@ class DriftLR:
         if factor < 1 or not limited:
             self.rate = max(factor * min(self.rate, ceiling), self.rate / 4)
         untouched = ceiling == self.full_rate  # by a schedule, which may end at 0
-        self.idle = self.idle + 1 if limited and untouched and self.drift < self.target / 10 else 0
+        self.idle = self.idle + 1 if limited and untouched and self.drift < self.target / 3 else 0
         if self.idle == 20:
-            what = "the localization net does not learn (dead units, or nothing to follow)"
+            what = "the localization net hardly learns (dead units, too small a rate, or nothing to follow)"
             warnings.warn(f"drift is {self.drift:.2g} at the full learning rate: {what}", stacklevel=2)
 
     def state_dict(self):
