@@ -294,8 +294,8 @@ class DriftLR:
     Args:
         optimizer: its parameter group `group` holds weights of the localization net alone.
         predict: function of images that returns their `theta` (N, 2, 3), such as `SpatialTransformer.theta`. Modules
-            that it calls are in eval mode meanwhile; nothing else should be random in it. What needs autocast has to
-            have it in `predict`.
+            that it calls are in eval mode meanwhile; nothing else should be random in it. What fails without autocast
+            has to have it in `predict`.
         images: (N, C, H, W), as the network sees them, 64 fixed ones of the training set, the same in all processes
             that train one network together.
         target: drift to aim for, over 0.

@@ -166,6 +166,7 @@ CHOICES = {  # what to have in one's own code, by the experiment and variant tha
     (10, None): "`SGD(lr=0.01)`, the localization net at 0.001",
     (36, "sgd"): "`SGD(lr=0.01)`, leaky, `DriftLR`",
     (9, None): "`Adam(lr=0.001)`",
+    (27, None): "`Adam(lr=0.001)`, the localization net at 0.0001",
     (7, None): "`Adam(lr=0.0001)`",
     (21, None): "`Adam(lr=0.001)`, leaky, `limit_motion`",
     (36, "adam"): "`Adam(lr=0.001)`, leaky, `DriftLR`",
