@@ -1,7 +1,7 @@
 """Experiment 33: with input normalization, SGD 0.01, a penalty on theta's distance from the identity.
 
 A cure that many ask for, at two weights, 60 epochs each: does experiment 1 last if theta is held back?
-Seen, two seeds each: no. All four zoom out, their localization nets die, and they end with one map.
+Seen, two seeds each: no. The localization nets die, and all four end with one map.
 """
 
 from functools import partial

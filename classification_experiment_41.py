@@ -1,6 +1,7 @@
 """Experiment 41: with input normalization, Adam 0.001, ReLUs as they are, and a rate that follows the drift.
 
 Experiment 36 without the leak: does the rate alone keep the localization net's units alive?
+Seen, five seeds: in four; in one they die, and the run ends with one map.
 """
 
 import torch
