@@ -406,6 +406,7 @@ class DriftLR:
         if factor < 1 or not limited:
             self.rate = max(factor * min(self.rate, ceiling), self.rate / 4)
         untouched = ceiling == self.full_rate  # by a schedule, which may end at 0
+        # Dead nets had 0.1 to 0.3 of the target at their full rate, nets that learned 0.4 and more.
         self.idle = self.idle + 1 if limited and untouched and self.drift < self.target / 3 else 0
         if self.idle == 20:
             what = "the localization net hardly learns (dead units, too small a rate, or nothing to follow)"
