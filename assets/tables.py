@@ -206,7 +206,7 @@ def choices(runs):
         ("accuracy, %", lambda seeds: middle_and_range([run["last_accuracy"] for run in early(seeds)], 1)),
         ("epochs to 90 %", lambda seeds: epochs_to(90, study.without_repeats(seeds))),
         ("all epochs: went wrong", lambda seeds: went_wrong_of(study.without_repeats(seeds))),
-        ("how many", lambda seeds: range_of([run["epochs"] for run in study.without_repeats(seeds)])),
+        ("epochs", lambda seeds: range_of([run["epochs"] for run in study.without_repeats(seeds)])),
         ("best accuracy, %", lambda seeds: middle_and_range(at_best(study.without_repeats(seeds), "test/accuracy"), 1)),
         ("experiment", lambda seeds: seeds[0]["experiment"]),
     ]
