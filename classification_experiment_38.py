@@ -1,6 +1,7 @@
 """Experiment 38: with input normalization, one cycle of Adam in 10 epochs, with what has done best.
 
 Leaky units, a rate that follows the drift, images smoothed before they are sampled: how soon has it 95 %?
+The cycle is of 10 epochs of 60,000 images: with more epochs or fewer images change `total_steps`.
 Seen, five seeds: 95.2 to 95.9 % after the tenth epoch, 90 % by the fourth.
 """
 

@@ -277,7 +277,7 @@ def describe_optimizer(optimizer, model):
     defaults = {name: parameter.default for name, parameter in parameters.items() if name != "lr"}
     groups = []
     for group in optimizer.param_groups:
-        group = group | {"lr": group.get("initial_lr", group["lr"])}  # as it was before a scheduler
+        group = group | {"lr": group.get("initial_lr", group["lr"])}  # which a scheduler has set
         held = ", ".join(parts(model, {id(parameter) for parameter in group.pop("params")}))
         group.pop("initial_lr", None)
         options = ", ".join(f"{key}={value}" for key, value in group.items() if defaults.get(key) != value)
@@ -518,7 +518,7 @@ def test(experiment, model, images, labels):
         "test/loss": F.cross_entropy(logits, labels).item(),
         "test/accuracy": 100 * ((logits.argmax(1) == labels).sum().item() / len(labels)),
         "stn/scale": stn.scale(theta).item(),
-        "stn/inside": stn.inside(theta).item(),
+        "stn/inside": stn.inside(theta, model.stn.out_size).item(),
         "stn/spread": stn.spread(theta).item(),
         "stn/active": torch.cat(active).float().mean().item() if active else None,
     }
@@ -594,29 +594,29 @@ def describe_epoch(row):
     return "  ".join([*parts, f"{row['time/epoch_seconds']:.0f} s"])
 
 
-def collapsed(history, bound=0.05):
+def collapsed(history):
     """First epoch with `inside` under 0.05: the transformer sees next to nothing. None if there is none.
 
     That is fewer than 40 of an image's 28 x 28 sampling points, on average over the test set. Not 0, because a
     transformer that keeps a corner of a few images in view learns as little. A run can come back.
     """
-    return next((row["epoch"] for row in history if row["stn/inside"] < bound), None)
+    return next((row["epoch"] for row in history if row["stn/inside"] < 0.05), None)
 
 
-def lost_solution(history, factor=1.5):
+def lost_solution(history):
     """First epoch of five in a row with a train loss above 1.5 times its minimum until then. None if there are none."""
     lowest, above = math.inf, 0
     for row in history:
-        above = above + 1 if row["train/loss"] > factor * lowest else 0
+        above = above + 1 if row["train/loss"] > 1.5 * lowest else 0
         if above == 5:
             return row["epoch"] - 4
         lowest = min(lowest, row["train/loss"])
     return None
 
 
-def failed(history, bound=0.05, factor=1.5):
+def failed(history):
     """First epoch in which a run collapsed or lost its solution. None if it did neither."""
-    return min(filter(None, (collapsed(history, bound), lost_solution(history, factor))), default=None)
+    return min(filter(None, (collapsed(history), lost_solution(history))), default=None)
 
 
 def summarize(history):
@@ -917,6 +917,10 @@ def run(folder, args):
             write(folder.path / "code" / path, text.encode())
         train_set, test_set = ([tensor.to(args.device) for tensor in tensors] for tensors in sets)
         network = make_network(folder.experiment, args.device, train_set[0])
+        steps = args.epochs * math.ceil(len(train_set[0]) / BATCH_SIZE)
+        if steps > getattr(network.scheduler, "total_steps", math.inf):  # OneCycleLR's
+            end = f"its schedule ends after {network.scheduler.total_steps}"
+            raise RunError(f"{args.epochs} epochs are {steps} steps, but {end}: ask for fewer, or give it more")
         folder.load(network)
         run_epochs(folder, network, train_set, test_set, args)
     folder.note_end()
@@ -940,7 +944,7 @@ def calling_script():
 def make_folder(script, experiments, args):
     """Returns the `RunFolder` of the last of a script's experiments, as the command line has it.
 
-    Its name carries what is not the script's default, such as "_mnist_seed3_limit600". Raises RunError if it has none
+    Its name carries what is not the default, such as "_mnist_seed3_limit600". Raises RunError if it has none
     of its own.
     """
     experiment = experiments[-1]

@@ -285,11 +285,12 @@ class DriftLR:
         optimizer.step()
         schedule.step()  # after every step
 
-    Every 64 steps it measures the `drift` of the images' `theta` over these steps, and multiplies the rate by
-    target / drift, by 1/4 at least and by 2 at most; by 1/4 where the drift is not finite. It starts with a hundredth
-    of the group's rate. That itself is the ceiling: other schedulers see and set it as ever, and within
-    `optimizer.step()` the group has the smaller of it and `rate`. There the group's gradient is scaled to norm 1, so
-    that single large ones do not count more than others; with SGD, 0.1 is then a ceiling that does not limit.
+    Every 64 steps that the optimizer makes it measures the `drift` of the images' `theta` over these, and multiplies
+    the rate by target / drift, by 1/4 at least and by 2 at most; by 1/4 where the drift is not finite. It starts with a
+    hundredth of the group's rate, of its `initial_lr` if a scheduler has set that. The group's rate itself is the
+    ceiling: other schedulers see and set it as ever, and within `optimizer.step()` the group has the smaller of it and
+    `rate`. There the group's gradient is scaled to norm 1, so that single large ones do not count more than others;
+    with SGD, 0.1 is then a ceiling that does not limit.
 
     Args:
         optimizer: its parameter group `group` holds weights of the localization net alone.
@@ -308,7 +309,7 @@ class DriftLR:
 
     Raises ValueError if an argument is not as above, or the group holds weights that `theta` does not come from; that
     is found out where `predict` can be differentiated; later, if the optimizer makes no step in 64: of one that wraps
-    another, give that which makes them. Warns once if the localization net hardly learns. A deep copy predicts with
+    another, give that which makes them. Warns if the localization net hardly learns. A deep copy predicts with
     the copied net only where `predict` is its method. Not for Rprop, whose steps do not follow the rate.
     """
 
@@ -329,8 +330,8 @@ class DriftLR:
         if not torch.equal(self.before, predict_in_eval_mode(predict, self.images)):
             raise ValueError("predict returns another theta each time: put all that is random in it into eval mode")
         self.check_group()
-        self.drift, self.steps, self.idle, self.stepped, self.ceiling = None, 0, 0, False, None
-        self.full_rate = float(self.param_group.get("initial_lr", self.param_group["lr"]))  # before a scheduler
+        self.drift, self.steps, self.missed, self.idle, self.stepped, self.ceiling = None, 0, 0, 0, False, None
+        self.full_rate = float(self.param_group.get("initial_lr", self.param_group["lr"]))  # which a scheduler has set
         if self.full_rate == 0:
             raise ValueError(f"the rate of parameter group {group} is 0, but should be the largest it may have")
         self.rate = self.full_rate / 100
@@ -345,7 +346,10 @@ class DriftLR:
         with eval_mode(self.predict), torch.enable_grad():
             theta = self.predict(self.images)
         if theta.requires_grad and weights:
-            gradients = torch.autograd.grad(theta.sum(), weights, allow_unused=True)
+            try:
+                gradients = torch.autograd.grad(theta.sum(), weights, allow_unused=True)
+            except RuntimeError:  # not in eval mode, as with cuDNN's recurrent nets
+                return
             others = [list(weight.shape) for weight, found in zip(weights, gradients, strict=True) if found is None]
             if others:
                 what = f"parameter group {self.group} holds weights that theta does not come from, of shape {others[0]}"
@@ -387,16 +391,22 @@ class DriftLR:
             gradient.div_(norm)
 
     def after_step(self, *_):
+        if self.ceiling is None:  # the second time, of a class whose step calls that of its base
+            return
         self.param_group["lr"], self.ceiling = self.ceiling, None
         self.stepped = True
 
     def step(self):
         """To be called after every `optimizer.step()`."""
+        if not self.stepped:  # as while gradients are accumulated
+            self.missed += 1
+            if self.missed >= 64 and self.steps == 0:
+                raise ValueError(f"the optimizer made no step in {self.missed}: give DriftLR the one that makes them")
+            return
+        self.stepped = False
         self.steps += 1
         if self.steps % self.every:
             return
-        if not self.stepped and self.steps >= 64:
-            raise ValueError(f"the optimizer made no step in {self.steps}: give DriftLR the one that makes them")
         after = predict_in_eval_mode(self.predict, self.images)
         moved = drift(self.before, after)
         self.drift, self.before = moved.item(), after
@@ -413,7 +423,7 @@ class DriftLR:
             warnings.warn(f"drift is {self.drift:.2g} at the full learning rate: {what}", stacklevel=2)
 
     def state_dict(self):
-        return {name: getattr(self, name) for name in ("rate", "drift", "steps", "stepped", "idle", "before")}
+        return {name: getattr(self, name) for name in ("rate", "drift", "steps", "idle", "before")}
 
     def load_state_dict(self, state):
         vars(self).update(state)
@@ -429,9 +439,9 @@ def check_limit(images, parameters, pixels):
         raise ValueError(f"pixels is {pixels}, but should be over 0")
     if images.dim() != 4 or len(images) == 0:
         raise ValueError(f"images are {list(images.shape)}, but should be [N, channels, height, width] with N over 0")
-    if any(hasattr(each, "left") and not torch.equal(each, each.left) for each in parameters):
+    if any(hasattr(each, "left") and not torch.equal(each, each.left.to(each)) for each in parameters):
         what = "the weights are not what the last limited step left"
-        warnings.warn(f"{what}: with an optimizer that keeps weights of its own, steps are not limited", stacklevel=4)
+        warnings.warn(f"{what}: if the optimizer keeps weights of its own, steps are not limited", stacklevel=4)
 
 
 def shorten(step, parameters, old, moved, pixels):

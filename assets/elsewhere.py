@@ -113,13 +113,11 @@ class Transformed(nn.Module):
     def theta(self, images):
         return self.localization(self.backbone(images)).view(-1, 2, 3)
 
-    def classify(self, features, theta):
-        grid = F.affine_grid(theta, [*features.shape[:2], *self.out_size], align_corners=False)
-        return self.classifier(F.grid_sample(features, grid, align_corners=False))
-
     def forward(self, images):
         features = self.backbone(images)
-        return self.classify(features, self.localization(features).view(-1, 2, 3))
+        theta = self.localization(features).view(-1, 2, 3)
+        grid = F.affine_grid(theta, [*features.shape[:2], *self.out_size], align_corners=False)
+        return self.classifier(F.grid_sample(features, grid, align_corners=False))
 
 
 def make_tutorial_net():

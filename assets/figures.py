@@ -1,6 +1,6 @@
 """Makes every figure here from the CSV files, and puts the tables into the pages, in seconds.
 
-Figures are 6 inches wide at 200 dots an inch, so that their letters can be read on a telephone.
+Figures are 6 inches wide, or half of it, at 200 dots an inch, so that their letters can be read on a telephone.
 """
 
 import io
@@ -160,7 +160,7 @@ FAILURES = {  # experiment, seed and epoch: of the replays that recorded spread,
 def failures(read):
     """Two failures, a panel each: what the transformer does, from 60 steps before the failing one to 60 after.
 
-    Bars at the bottom are steps without any gradient of the localization net.
+    Bars at the bottom are steps without any gradient of the localization net's convolutions.
     """
     labels = {
         "inside": ("inside", BLUE),
@@ -199,7 +199,7 @@ def draw_fates(axes, runs, figure):
     for run, shift in zip(runs, jitter, strict=True):
         if figure(run) is None:
             continue
-        color, place = OPTIMIZERS[study.optimizer_kind(run)], FATES.index(study.fate(run))
+        color, place = OPTIMIZERS.get(study.optimizer_kind(run), "grey"), FATES.index(study.fate(run))
         filled = place > 0 or run["epochs"] >= study.HORIZON
         marker = SIZES.get(study.side_of(run["dataset"]), "D")
         face = color if filled else "none"
@@ -237,8 +237,9 @@ def drift_dose(read):
     figure = Figure(figsize=(WIDTH / 2, 3))
     axes = figure.subplots()
     lowest = 88  # what fails is drawn there
+    of_37 = study.pick(read.counted, **study.STANDARD, experiment=37)
     for kind in ("Adam", "SGD, momentum"):
-        runs = [run for run in study.pick(read.counted, experiment=37) if study.optimizer_kind(run) == kind]
+        runs = [run for run in of_37 if study.optimizer_kind(run) == kind]
         doses = sorted(study.group(runs), key=lambda seeds: seeds[0]["drift"])
         targets = [seeds[0]["drift"] for seeds in doses]
         accuracies = [late_medians(seeds, "test/accuracy") for seeds in doses]

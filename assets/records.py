@@ -1,7 +1,8 @@
-"""The CSV files: what a run is known by, reading, and adding rows. The one place that knows their columns.
+"""The CSV files: what a run is known by, reading, and adding rows. The one place that knows the columns of runs.
 
-runs.csv has a row a run, results.csv a row an epoch of a run. A measurement's file begins with the columns of `RUN_KEY`
-and the epoch. What a run does not have, since it is older than the setting or the scalar, is None, and an empty cell.
+runs.csv has a row a run, results.csv a row an epoch of a run. What is measured on a run begins with the columns of
+`RUN_KEY` and the epoch. What a run does not have, since it is older than the setting or the scalar, is None, and an
+empty cell.
 """
 
 import csv
@@ -154,7 +155,6 @@ def write_runs(runs, assets=ASSETS):
     runs = sorted(runs, key=run_sort_key)
     rows = [key_columns(run, row["epoch"]) | six_digits(row) for run in runs for row in run["history"]]
     write(assets / "results.csv", format_table(rows))
-    runs = [run | settings_of(run) for run in runs]
     write(assets / "runs.csv", format_table(runs, [*RUN_KEY, *SETTINGS, *FACTS]))
 
 
@@ -173,7 +173,8 @@ def read_folder(folder):
             rule = "whose script should be named classification_experiment_N.py, N a number"
             raise RunError(f"{folder} holds a run of {told['experiment']}.py, {rule}")
         run = {"data_dir": "data"} | told | {"experiment": int(number[1])}
-        missing = [name for name in (*RUN_KEY, *SETTINGS, *FACTS, "epoch") if name not in (run | DEFAULTS)]
+        missing = [name for name in (*RUN_KEY, *FACTS, "epoch") if name not in run]
+        missing += [name for name in SETTINGS if name not in (run | DEFAULTS)]
         run |= {name: parse_cell(name, format_cell(value)) for name, value in settings_of(run).items()}
         run["variant"] = format_cell(run["variant"]) or None
         history = in_order(read_table(folder / "metrics.csv"))[: run["epoch"]]

@@ -8,6 +8,7 @@ numbers to the last bit, which is checked: not so where an optimizer has a state
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn.utils import get_total_norm
 
 import common
@@ -24,9 +25,9 @@ AROUND = 200  # steps that are kept before the failing one, and after it
 def record(model, optimizer):
     """Returns a list that each training step adds its `MEASURES` to, of the images of that step, as a dict.
 
-    Inside, scale and spread of the maps that the transformer samples with; the fraction of the localization's hidden
-    units (after the ReLU of `fc_loc`) that are not 0; the L2 norms of the gradient of all weights, and of those of
-    `localization`, before clipping.
+    Inside, scale and spread of the maps that the transformer samples with; the fraction of the localization net's last
+    hidden units that are positive; the L2 norms of the gradient of all weights, and of the convolutions' of the
+    localization net, before clipping.
     """
     steps, seen = [], {"hidden": torch.zeros(1)}
     gradients = {parameter: torch.zeros_like(parameter) for parameter in model.parameters()}
@@ -38,9 +39,9 @@ def record(model, optimizer):
             seen["theta"] = maps.detach()
         return maps
 
-    def keep_hidden(module, inputs, output):
+    def keep_hidden(module, inputs):
         if torch.is_grad_enabled():
-            seen["hidden"] = output.detach()
+            seen["hidden"] = inputs[0].detach()
 
     def keep_gradient(parameter):  # at once, since a step begins after clipping
         gradients[parameter].copy_(parameter.grad)
@@ -51,11 +52,12 @@ def record(model, optimizer):
     def step_begins(*_):
         maps, active = seen["theta"], (seen["hidden"] > 0).float().mean()
         norms = norm_of(model), norm_of(model.stn.localization)
-        values = (stn.inside(maps), stn.scale(maps), active, stn.spread(maps), *norms)
+        values = (stn.inside(maps, model.stn.out_size), stn.scale(maps), active, stn.spread(maps), *norms)
         steps.append(dict(zip(MEASURES, (value.item() for value in values), strict=True)))
 
     model.stn.theta = theta
-    model.stn.fc_loc[1].register_forward_hook(keep_hidden)
+    last_layer = [module for module in model.stn.modules() if isinstance(module, nn.Linear)][-1]
+    last_layer.register_forward_pre_hook(keep_hidden)
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(keep_gradient)
     optimizer.register_step_pre_hook(step_begins)

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from assets.records import read_runs, read_table, run_key, run_sort_key, settings_of
 from common import DATASETS, DEFAULTS, collapsed, summarize
 
-FULL = {"digits": "full", "limit": DEFAULTS["limit"]}
-STANDARD = {"dataset": DEFAULTS["dataset"]} | FULL  # what experiments are compared by: all canvases of the full digits
+# what experiments are compared by: all canvases of the full digits
+STANDARD = {"dataset": DEFAULTS["dataset"], "digits": "full", "limit": DEFAULTS["limit"]}
 ONE_MAP = 0.01  # spread under which the regions' centres are one place for all images
 
 
@@ -59,7 +59,7 @@ def group(runs):
 
 
 def optimizer_kind(run):
-    """What figures and tables tell optimizers apart by: "SGD", "SGD, momentum" or "Adam"."""
+    """What figures and tables tell optimizers apart by: its class, and "SGD, momentum"."""
     kind = run["optimizer"].partition("(")[0]
     has_momentum = re.search(r"\bmomentum=", run["optimizer"])  # one cycle adds a max_momentum, Adam's beta1
     return f"{kind}, momentum" if has_momentum else kind

@@ -137,12 +137,17 @@ def test_a_step_may_be_given_a_closure(how):
     assert net.weight.item() == pytest.approx(-0.01) and returned == (3.0 if how.endswith("closure") else None)
 
 
-def test_an_optimizer_whose_steps_another_makes_is_said():
-    _, _, schedule = steered()
+def test_steps_that_the_optimizer_makes_are_counted_and_that_it_makes_none_is_said():
+    net, optimizer, schedule = steered(every=2)
     for _ in range(63):  # as many may be skipped
         schedule.step()
     with pytest.raises(ValueError, match="made no step in 64: give DriftLR the one that makes them"):
         schedule.step()
+    for drifted in (None, 0.01, 0.01, 0.02):
+        descend(net, optimizer)
+        schedule.step()
+        schedule.step()  # as in each batch of several whose gradients are accumulated
+        assert schedule.drift == (drifted and pytest.approx(drifted))
 
 
 def test_a_second_one_takes_the_place_of_the_first_and_a_step_that_is_broken_off_leaves_no_trace():
@@ -307,6 +312,16 @@ def test_a_buffer_that_is_used_again_is_copied():
     schedule = DriftLR(optimizer := torch.optim.SGD(net.parameters(), lr=1.0), replay, IMAGES)
     ((moved, _),) = windows(net, optimizer, schedule, 1)
     assert moved == pytest.approx(0.32, rel=1e-3)
+
+
+def test_a_prediction_that_has_no_gradient_in_eval_mode_is_followed_too():
+    net, optimizer, _ = steered()
+
+    def fail(_):
+        raise RuntimeError("cudnn RNN backward can only be called in training mode")
+
+    net.weight.register_hook(fail)
+    DriftLR(optimizer, net, IMAGES)
 
 
 def test_wrong_arguments_are_one_clear_error():
