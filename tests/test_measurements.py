@@ -11,7 +11,7 @@ import common
 import stn
 from assets import collect, rebuild, replay
 from assets.rebuild import SavedRun
-from assets.records import read_table
+from assets.records import read_table, weights_key
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,16 @@ def test_a_replay_is_added_to_the_others_which_stay_as_they_are(whole_run, tmp_p
     assert others == committed.read_text().splitlines()
     assert [(row["epoch"], row["step"]) for row in rows] == [(e, step) for e in (6, 7) for step in range(-8, 4)]
     assert [row["gradient"] for row in rows[6:12]] == [row["gradient"] for row in rows[12:18]]  # of epoch 6
+
+
+def test_the_committed_replays_are_whole_and_begin_to_fail_at_step_0():
+    replays = {}
+    for row in read_table(ROOT / "assets" / "failures.csv"):
+        replays.setdefault(weights_key(row), []).append(row)
+    for steps in replays.values():
+        first = steps[0]["step"]
+        assert first >= -200 and [row["step"] for row in steps] == [*range(first, first + len(steps))]
+        assert steps[replay.find_failing_step(steps)]["step"] == 0
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals

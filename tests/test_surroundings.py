@@ -85,6 +85,11 @@ def test_of_errors_on_a_gpu_those_of_the_device_are_a_line_and_others_pass(log_d
     assert run_json["device"] == "cuda (made up)" and run_json["cpu"].startswith("made up, ")
 
 
+def test_convolutions_on_a_gpu_are_in_float32():
+    """As matrices are by torch's default; seen by the switches alone."""
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
 def test_a_run_that_went_from_a_gpu_to_a_cpu_names_both(log_dir, monkeypatch):
     """A made-up GPU."""
     assert run(log_dir, *PLAIN, "--epochs=1", before=lambda: pretend_gpu(monkeypatch)).code == 0
@@ -191,3 +196,9 @@ def test_pages_and_pictures_do_not_depend_on_the_users_locale_and_settings_of_ma
     ended = shell(f'{sys.executable} -c "{command}"', tmp_path, **theirs)
     assert ended.returncode == 0 and ended.stdout == "upper\n", ended.stderr
     assert page.read_bytes() == before
+
+
+def test_bare_pytest_finds_the_project_from_any_folder(tmp_path):
+    command = f"{sys.executable} -m pytest --collect-only -q {ROOT}/tests/test_study.py"
+    ended = shell(command, tmp_path, PYTHONPATH="")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
