@@ -277,7 +277,7 @@ def describe_optimizer(optimizer, model):
     defaults = {name: parameter.default for name, parameter in parameters.items() if name != "lr"}
     groups = []
     for group in optimizer.param_groups:
-        group = group | {"lr": group.get("initial_lr", group["lr"])}  # which a scheduler has set
+        group = group | {"lr": group.get("initial_lr", group["lr"])}  # a scheduler's, if any
         held = ", ".join(parts(model, {id(parameter) for parameter in group.pop("params")}))
         group.pop("initial_lr", None)
         options = ", ".join(f"{key}={value}" for key, value in group.items() if defaults.get(key) != value)

@@ -330,8 +330,9 @@ class DriftLR:
         if not torch.equal(self.before, predict_in_eval_mode(predict, self.images)):
             raise ValueError("predict returns another theta each time: put all that is random in it into eval mode")
         self.check_group()
-        self.drift, self.steps, self.missed, self.idle, self.stepped, self.ceiling = None, 0, 0, 0, False, None
-        self.full_rate = float(self.param_group.get("initial_lr", self.param_group["lr"]))  # which a scheduler has set
+        self.drift, self.ceiling, self.stepped = None, None, False
+        self.steps, self.missed, self.idle = 0, 0, 0
+        self.full_rate = float(self.param_group.get("initial_lr", self.param_group["lr"]))  # a scheduler's, if any
         if self.full_rate == 0:
             raise ValueError(f"the rate of parameter group {group} is 0, but should be the largest it may have")
         self.rate = self.full_rate / 100
