@@ -1,4 +1,4 @@
-"""Measures the seconds of an epoch of training, of experiments and of the loop that everybody writes, into speed.csv.
+"""Measures what a step of training costs, of experiments and of the loop that everybody writes, into speed.csv.
 
     python -m assets.speed 1 7 21
 
@@ -8,6 +8,7 @@ process, in turn, so that what slows the machine slows all alike; on the CPU wit
 Testing is not counted. What the file has of another device stays.
 """
 
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -77,9 +78,10 @@ def write_speed(experiments, rounds, limit, device, data_dir, assets=ASSETS):
             seconds = time.perf_counter() - started
             number = int(experiment.name.rpartition("_")[2])
             row = {"device": device, "loop": loop, "experiment": number, "title": experiment.title, "epoch": epoch}
-            print(row, seconds, flush=True)
+            row["seconds_a_step"] = seconds / math.ceil(limit / common.BATCH_SIZE)
+            print(row, flush=True)
             if epoch > 0:
-                rows.append(six_digits(row | {"seconds": seconds}))
+                rows.append(six_digits(row))
     path = assets / "speed.csv"
     others = [row for row in read_table(path) if row["device"] != device]
     common.write(path, format_table(others + rows))
