@@ -310,7 +310,8 @@ class DriftLR:
     Raises ValueError if an argument is not as above, or the group holds weights that `theta` does not come from; that
     is found out where `predict` can be differentiated; later, if the optimizer makes no step in 64: of one that wraps
     another, give that which makes them. Warns if the localization net hardly learns. A deep copy predicts with
-    the copied net only where `predict` is its method. Not for Rprop, whose steps do not follow the rate.
+    the copied net only where `predict` is its method. Not for Rprop, whose steps do not follow the rate, nor for LBFGS,
+    which reads it before it asks for the gradient.
     """
 
     def __init__(self, optimizer, predict, images, target=0.035, every=64, group=0):
@@ -346,15 +347,14 @@ class DriftLR:
         weights = [weight for weight in self.param_group["params"] if weight.requires_grad]
         with eval_mode(self.predict), torch.enable_grad():
             theta = self.predict(self.images)
-        if theta.requires_grad and weights:
-            try:
-                gradients = torch.autograd.grad(theta.sum(), weights, allow_unused=True)
-            except RuntimeError:  # not in eval mode, as with cuDNN's recurrent nets
-                return
-            others = [list(weight.shape) for weight, found in zip(weights, gradients, strict=True) if found is None]
-            if others:
-                what = f"parameter group {self.group} holds weights that theta does not come from, of shape {others[0]}"
-                raise ValueError(f"{what}: give the localization net a group of its own")
+        try:
+            gradients = torch.autograd.grad(theta.sum(), weights, allow_unused=True)
+        except (RuntimeError, ValueError):  # nothing to follow, or not in eval mode (cuDNN's recurrent nets)
+            return
+        others = [list(weight.shape) for weight, found in zip(weights, gradients, strict=True) if found is None]
+        if others:
+            what = f"parameter group {self.group} holds weights that theta does not come from, of shape {others[0]}"
+            raise ValueError(f"{what}: give the localization net a group of its own")
 
     def add_hooks(self):
         """In the place of those that an earlier one has on the same group, as where a notebook's cell runs again."""
@@ -365,25 +365,23 @@ class DriftLR:
         hooks[self.group] = before, self.optimizer.register_step_post_hook(self.after_step)
 
     def before_step(self, optimizer, args, kwargs):
-        if self.ceiling is None:  # else the last step was broken off
-            self.ceiling = self.param_group["lr"]
-        if isinstance(self.ceiling, torch.Tensor):  # it stays one, for steps that are compiled
-            self.param_group["lr"] = self.ceiling.clamp(max=self.rate)
-        else:
-            self.param_group["lr"] = min(self.ceiling, self.rate)
         closure = args[1] if len(args) > 1 else kwargs.pop("closure", None)
         if closure is None:
-            self.scale_gradient()
+            self.limit_step()
             return None
 
-        def closure_and_scale():
+        def closure_and_limit():
             loss = closure()
-            self.scale_gradient()
+            self.limit_step()  # not before, so that a closure that is broken off leaves the rate as it was
             return loss
 
-        return (optimizer, closure_and_scale), kwargs
+        return (optimizer, closure_and_limit), kwargs
 
-    def scale_gradient(self):
+    def limit_step(self):
+        if self.ceiling is None:  # else the last step was broken off
+            self.ceiling = self.param_group["lr"]
+        is_tensor = isinstance(self.ceiling, torch.Tensor)  # it stays one, for steps that are compiled
+        self.param_group["lr"] = self.ceiling.clamp(max=self.rate) if is_tensor else min(self.ceiling, self.rate)
         gradients = [weight.grad for weight in self.param_group["params"] if weight.grad is not None]
         norm = get_total_norm(gradients).clamp(min=1e-6)
         if getattr(self.optimizer, "grad_scale", None) is not None:
@@ -435,39 +433,6 @@ class DriftLR:
         self.add_hooks()
 
 
-def check_limit(images, parameters, pixels):
-    if math.isnan(pixels) or pixels <= 0:
-        raise ValueError(f"pixels is {pixels}, but should be over 0")
-    if images.dim() != 4 or len(images) == 0:
-        raise ValueError(f"images are {list(images.shape)}, but should be [N, channels, height, width] with N over 0")
-    if any(hasattr(each, "left") and not torch.equal(each, each.left.to(each)) for each in parameters):
-        what = "the weights are not what the last limited step left"
-        warnings.warn(f"{what}: if the optimizer keeps weights of its own, steps are not limited", stacklevel=4)
-
-
-def shorten(step, parameters, old, moved, pixels):
-    """Takes parameters back along a step, towards what they were, until `moved()` is at most `pixels`.
-
-    Each keeps what is left of it, for `check_limit`.
-    """
-    new = [parameter.detach().clone() for parameter in parameters]
-    if not get_total_norm(new).isfinite():
-        step.motion = step.motion.new_tensor(math.inf)  # else a bias of -inf before a ReLU would not show in theta
-    while step.kept and step.motion > pixels:
-        # Motion is about proportional to the step, so that the first try is mostly the last.
-        step.kept *= 0.99 * (pixels / step.motion).item()
-        if step.kept <= 1e-6:
-            step.kept, new = 0.0, old
-        for parameter, start, end in zip(parameters, old, new, strict=True):
-            torch.lerp(start, end, step.kept, out=parameter.detach())
-        step.motion = moved()
-    if step.motion > pixels:
-        what = f"the region moves by {step.motion:.2g} pixels with the modules' step taken back"
-        raise ValueError(f"{what}: modules should be all that theta comes from")
-    for parameter in parameters:
-        parameter.left = parameter.detach().clone()
-
-
 @contextmanager
 def limit_motion(predict, images, modules, pixels=0.1):
     """Around `optimizer.step()`: shortens the localization net's part of a step that moves the region too far.
@@ -497,19 +462,41 @@ def limit_motion(predict, images, modules, pixels=0.1):
     parameters = [parameter for parameter in several.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError("nothing in the modules is trained, but they should be the localization net's")
-    check_limit(images, parameters, pixels)
+    if math.isnan(pixels) or pixels <= 0:
+        raise ValueError(f"pixels is {pixels}, but should be over 0")
+    if images.dim() != 4 or len(images) == 0:
+        raise ValueError(f"images are {list(images.shape)}, but should be [N, channels, height, width] with N over 0")
+    if any(hasattr(each, "left") and not torch.equal(each, each.left.to(each)) for each in parameters):
+        what = "the weights are not what the last limited step left"
+        warnings.warn(f"{what}: if the optimizer keeps weights of its own, steps are not limited", stacklevel=3)
     if images.is_floating_point():
         images = images.to(parameters[0].dtype)  # they may be half of it under autocast
+    before, old = predict_in_eval_mode(predict, images), [parameter.detach().clone() for parameter in parameters]
+    if not before.isfinite().all():
+        raise ValueError("theta is not finite before the step: leave out the images that it is not finite of")
 
     def moved():
         after = predict_in_eval_mode(predict, images)
         return motion(before, after, images.shape[2:]).nan_to_num(math.inf, posinf=math.inf)  # nan is too far as well
 
-    before, old = predict_in_eval_mode(predict, images), [parameter.detach().clone() for parameter in parameters]
-    if not before.isfinite().all():
-        raise ValueError("theta is not finite before the step: leave out the images that it is not finite of")
     step = SimpleNamespace(motion=None, kept=1.0)
     yield step
     step.motion = moved()
-    if pixels != math.inf:
-        shorten(step, parameters, old, moved, pixels)
+    if pixels == math.inf:
+        return
+    new = [parameter.detach().clone() for parameter in parameters]
+    if not get_total_norm(new).isfinite():
+        step.motion = step.motion.new_tensor(math.inf)  # else a bias of -inf before a ReLU would not show in theta
+    while step.kept and step.motion > pixels:
+        # Motion is about proportional to the step, so that the first try is mostly the last.
+        step.kept *= 0.99 * (pixels / step.motion).item()
+        if step.kept <= 1e-6:
+            step.kept, new = 0.0, old
+        for parameter, start, end in zip(parameters, old, new, strict=True):
+            torch.lerp(start, end, step.kept, out=parameter.detach())
+        step.motion = moved()
+    if step.motion > pixels:
+        what = f"the region moves by {step.motion:.2g} pixels with the modules' step taken back"
+        raise ValueError(f"{what}: modules should be all that theta comes from")
+    for parameter in parameters:
+        parameter.left = parameter.detach().clone()  # which the next limited step should find

@@ -100,13 +100,6 @@ def test_the_rate_never_exceeds_the_groups_own_and_falls_from_there():
     assert rates == pytest.approx([0.01, 0.01, 0.008, 0.002], rel=1e-3)
 
 
-SCHEDULES = {
-    "cosine": lambda optimizer: CosineAnnealingLR(optimizer, T_max=9),
-    "one cycle": lambda optimizer: OneCycleLR(optimizer, max_lr=2.0, total_steps=10, cycle_momentum=False),
-    "warm-up from 0": lambda optimizer: LambdaLR(optimizer, lambda window: window / 9),
-}
-
-
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
 def test_the_length_of_a_gradient_does_not_matter_unless_it_is_0(factor):
     """That of the group's weights together, so that its direction is kept; other groups are left alone."""
@@ -135,6 +128,17 @@ def test_a_step_may_be_given_a_closure(how):
     closure()
     returned = eval(f"optimizer.step({how})")
     assert net.weight.item() == pytest.approx(-0.01) and returned == (3.0 if how.endswith("closure") else None)
+
+
+def test_a_closure_that_is_broken_off_leaves_the_groups_rate():
+    _, optimizer, _ = steered()
+
+    def closure():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(closure)
+    assert optimizer.param_groups[0]["lr"] == 1
 
 
 def test_steps_that_the_optimizer_makes_are_counted_and_that_it_makes_none_is_said():
@@ -172,6 +176,13 @@ def test_a_ceiling_that_falls_to_0_for_a_while_takes_no_more_than_three_quarters
             descend(net, optimizer)
             schedule.step()
         assert schedule.rate >= rate / 4 > 0
+
+
+SCHEDULES = {
+    "cosine": lambda optimizer: CosineAnnealingLR(optimizer, T_max=9),
+    "one cycle": lambda optimizer: OneCycleLR(optimizer, max_lr=2.0, total_steps=10, cycle_momentum=False),
+    "warm-up from 0": lambda optimizer: LambdaLR(optimizer, lambda window: window / 9),
+}
 
 
 @pytest.mark.parametrize("which", SCHEDULES)
