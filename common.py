@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import zlib
@@ -225,13 +226,15 @@ def load_images(dataset, data_dir, digits, limit):
 # -------------------------------------------------------------------------------------------------- what defines a run
 
 
-def plain(value):
+def without_numpy(value):
     """The value with Python's numbers for numpy's, also in dicts, lists and tuples: torch.load takes no others."""
     if isinstance(value, np.generic):
         return value.item()
     if type(value) in (list, tuple):
-        return type(value)(map(plain, value))
-    return {plain(key): plain(item) for key, item in value.items()} if type(value) is dict else value
+        return type(value)(map(without_numpy, value))
+    if type(value) is dict:
+        return {without_numpy(key): without_numpy(item) for key, item in value.items()}
+    return value
 
 
 SIMPLE = bool, int, float, str
@@ -304,11 +307,12 @@ def is_run_experiment(node):
 
 
 def is_sweep(node):
-    """Whether it is a loop over runs whose values all show in their settings, as lambdas and lists within do not."""
+    """Whether it is a loop over runs whose values all show in their settings, as lambdas and containers need not."""
     if not isinstance(node, ast.For) or not any(map(is_run_experiment, ast.walk(node))):
         return False
-    inner = (each for each in ast.walk(node.iter) if each is not node.iter)
-    return not any(isinstance(each, (ast.Lambda, ast.List)) for each in inner)
+    rows = [each.elts if isinstance(each, ast.Tuple) else [each] for each in ast.iter_child_nodes(node.iter)]
+    inner = (each for row in rows for value in row for each in ast.walk(value))
+    return not any(isinstance(each, (ast.Lambda, ast.List, ast.Tuple, ast.Dict, ast.Set)) for each in inner)
 
 
 def defining_lines(text):
@@ -332,10 +336,10 @@ def changed_line(before, now):
     for path in sorted(before.keys() | now.keys()):
         lines = [defining_lines(code.get(path, "")) for code in (before, now)]
         for pair in zip_longest(*lines, fillvalue=""):
-            start = max(0, len(os.path.commonprefix(pair)) - 30)
-            was, now_is = (line[start : start + 80].strip() for line in pair)
+            was, now_is = textwrap.dedent("\n".join(pair)).split("\n")
             if was != now_is:
-                return f"{path}: `{was}` was there, now `{now_is}`"
+                start = max(0, len(os.path.commonprefix((was, now_is))) - 30)
+                return f"{path}: `{was[start : start + 80]}` was there, now `{now_is[start : start + 80]}`"
     return None
 
 
@@ -386,11 +390,25 @@ class Experiment:
         return {name: describe(given[name]) for name in SETTINGS if name != "data"}
 
 
-DEFAULTS = {each.name.removeprefix("make_"): each.default for each in fields(Experiment) if each.default is not MISSING}
-DEFAULTS = {name: describe(default) for name, default in DEFAULTS.items()}
+WITH_DEFAULT = [each for each in fields(Experiment) if each.default is not MISSING]
+DEFAULTS = {each.name.removeprefix("make_"): describe(each.default) for each in WITH_DEFAULT}
 OPTIONS = [each for each in fields(Experiment) if each.metadata]
 SETTINGS = "experiment", "mean", "std", "optimizer", *DEFAULTS, "batch_size", "data"
 TOLD_BY_CODE = "transformer", "scheduler", "penalty"  # in other words in runs from before their code was kept
+
+
+def difference(before, now, names):
+    """What sets a run apart from one before, of the settings `names` and its code, as a text; None if nothing does.
+
+    Both are dicts of settings and "code", as `read_code` returns it. Where one does not know its images or its code,
+    that is not compared, nor are, where one has lost its code, settings that the code tells.
+    """
+    lost_code = any(not run.get("code", True) for run in (before, now))
+    for name in names:
+        unknown = lost_code and name in TOLD_BY_CODE or name == "data" and None in (before[name], now[name])
+        if before[name] != now[name] and not unknown:
+            return f"{name} was {before[name]}, is {now[name]}"
+    return changed_line(before["code"], now["code"]) if before.get("code") and now.get("code") else None
 
 
 class Network(NamedTuple):
@@ -405,7 +423,8 @@ class Network(NamedTuple):
 def make_network(experiment, device="cpu", images=None):
     """Returns the `Network` of an experiment as it is before training.
 
-    `images` are those that it trains on, uint8 (N, channels, side, side); without them it has no `stn.DriftLR`.
+    `images` are those that it trains on, uint8 (N, channels, side, side); without them it has no `stn.DriftLR`. Raises
+    RunError if the loop cannot step the optimizer, or drift cannot be followed.
     """
     torch.manual_seed(10_000 * experiment.seed)
     dataset = DATASETS[experiment.dataset]
@@ -594,13 +613,16 @@ def describe_epoch(row):
     return "  ".join([*parts, f"{row['time/epoch_seconds']:.0f} s"])
 
 
+COLLAPSED = 0.05  # inside under which a transformer sees next to nothing
+
+
 def collapsed(history):
-    """First epoch with `inside` under 0.05: the transformer sees next to nothing. None if there is none.
+    """First epoch with `inside` under `COLLAPSED`: the transformer sees next to nothing. None if there is none.
 
     That is fewer than 40 of an image's 28 x 28 sampling points, on average over the test set. Not 0, because a
     transformer that keeps a corner of a few images in view learns as little. A run can come back.
     """
-    return next((row["epoch"] for row in history if row["stn/inside"] < 0.05), None)
+    return next((row["epoch"] for row in history if row["stn/inside"] < COLLAPSED), None)
 
 
 def lost_solution(history):
@@ -704,12 +726,12 @@ class RunFolder:
         if not saved["history"]:
             return
         self.saved, self.history = saved, saved["history"]
-        begun = DEFAULTS | self.saved["settings"]
+        begun = DEFAULTS | saved["settings"] | {"code": saved.get("code")}
         if self.settings["digits"] == "auto":
             self.settings["digits"] = begun["digits"]
-        if difference := self.difference(begun, self.saved.get("code")):
+        if differs := difference(begun, self.settings | {"code": self.code}, self.settings):
             advice = "take that back, or choose another --log-dir"
-            raise RunError(f"{self.path} is another run's ({difference}): {advice}")
+            raise RunError(f"{self.path} is another run's ({differs}): {advice}")
         self.settings["data"] = begun.get("data")
         before, now = self.saved["cpu"], self.facts["cpu"]
         self.facts["cpu"] = before if before.split(", then ")[-1] == now else f"{before}, then {now}"
@@ -717,16 +739,6 @@ class RunFolder:
             self.write_tables(self.history)
         if not (self.path / "progress.gif").exists() and (self.path / "figures").exists():
             self.write_gif(self.history)
-
-    def difference(self, begun, code):
-        """What sets this run apart from one that was begun with these settings and this code, as a text; or None.
-
-        Where an older run kept no code, that is not compared, nor are settings that the code tells.
-        """
-        for name, value in self.settings.items():
-            if begun[name] != value and (code or name not in TOLD_BY_CODE):
-                return f"{name} was {begun[name]}, is {value}"
-        return changed_line(code, self.code) if code else None
 
     def check_images(self, checksum):
         """Raises RunError if the run was begun on other images; those of an older run are not known."""
@@ -752,35 +764,28 @@ class RunFolder:
                     part.load_state_dict(self.saved[name])
 
     def open_events(self):
-        """Begins TensorBoard's events anew, with the run's settings and its history until now."""
-        earlier = list(self.path.glob("events.out.tfevents.*"))
-        self.writer = SummaryWriter(self.path)
+        """Begins TensorBoard's events, or goes on with them: what they hold of later epochs is not shown any more."""
+        self.writer = SummaryWriter(self.path, purge_step=len(self.history) + 1 if self.saved else 0)
         settings = {"title": self.experiment.title} | self.settings
         settings = {name: "none" if value is None else value for name, value in settings.items()}
         outcome = dict.fromkeys(("outcome/best_accuracy", "outcome/failed_in_epoch", "stn/scale"), 0)
         for summary in hparams(settings, outcome):  # add_hparams would make a run of its own
             self.writer.file_writer.add_summary(summary)
         rows = "".join(f"|{key}|{value}|\n" for key, value in (self.settings | self.facts).items())
-        self.writer.add_text("run", f"|setting|value|\n|-|-|\n{rows}")
-        if self.saved:
-            for epoch in range(len(self.history) + 1):
-                ago = sum(row["time/epoch_seconds"] for row in self.history[epoch:])
-                self.add_events(self.history[:epoch], time.time() - ago)
-        for path in earlier:
-            path.unlink()
+        self.writer.add_text("run", f"|setting|value|\n|-|-|\n{rows}", len(self.history))
 
-    def add_events(self, history, walltime):
+    def add_events(self, history):
         """Adds what an epoch brought, the last of `history`, and its figure if it has one."""
         epoch = len(history)
         figure = self.path / "figures" / f"{epoch:03}.png"
         if figure.exists():
-            self.writer.add_image("progress", imageio.imread(figure), epoch, walltime, dataformats="HWC")
+            self.writer.add_image("progress", imageio.imread(figure), epoch, dataformats="HWC")
         summary = summarize(history)
         outcome = {"outcome/best_accuracy": summary["best_accuracy"], "outcome/failed_in_epoch": summary["failed"]}
         row = history[-1] if history else {}
         for tag, value in (row | outcome).items():
             if tag != "epoch" and value is not None:
-                self.writer.add_scalar(tag, value, epoch, walltime)
+                self.writer.add_scalar(tag, value, epoch)
         self.writer.flush()
 
     def write_gif(self, history):
@@ -806,11 +811,11 @@ class RunFolder:
             write(self.path / "figures" / f"{epoch:03}.png", imageio.imwrite("<bytes>", figure, extension=".png"))
             write_state(self.path / "weights" / f"{epoch:03}.pt", network.model.state_dict())
             self.write_gif(history)
-        self.add_events(history, time.time())
+        self.add_events(history)
         self.write_tables(history)
         states = {name: part.state_dict() for name, part in network._asdict().items() if part}
         states |= {"history": history, "settings": self.settings, "code": self.code, "cpu": self.facts["cpu"]}
-        write_state(self.checkpoint, plain(states))
+        write_state(self.checkpoint, without_numpy(states))
         if epoch == 0:
             load_state(self.checkpoint)  # now, and not once there are epochs to lose
         self.history = history
@@ -1003,6 +1008,6 @@ def run_experiment(**arguments):
     if not script or "__file__" not in script:
         sys.exit("error: run_experiment has to be called by a script, in a file: its name is the experiment's")
     experiments = script.setdefault("experiments", [])
-    experiments.append(Experiment(name=Path(script["__file__"]).stem, **plain(arguments)))
+    experiments.append(Experiment(name=Path(script["__file__"]).stem, **without_numpy(arguments)))
     if script["__name__"] == "__main__":
         run_or_say_why_not(script, experiments, parse_arguments(experiments[-1], script["__doc__"]))

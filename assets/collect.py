@@ -7,14 +7,14 @@ runs with other settings go beside it as other seeds.
 from pathlib import Path
 
 from assets import ASSETS, Command
-from assets.records import difference, is_finished, read_folder, read_runs, run_key, six_digits, write_runs
-from common import RunError
+from assets.records import SETTINGS, is_finished, read_folder, read_runs, run_key, six_digits, write_runs
+from common import RunError, difference
 
 
 def check_settings(folder, run, runs):
     """Raises RunError if a run's settings, or its code, are not those that it had, or that another seed has."""
     for other in runs:
-        if run_key(other)[:-1] == run_key(run)[:-1] and (differs := difference(run, other)):
+        if run_key(other)[:-1] == run_key(run)[:-1] and (differs := difference(other, run, SETTINGS)):
             which = "that run" if run_key(other) == run_key(run) else f"seed {other['seed']} of that setting"
             raise RunError(f"{folder} has other settings than {which} in runs.csv ({differs}): nothing added")
 
@@ -26,7 +26,7 @@ def same_numbers(run, before):
 
 
 def collect(log_dir, assets=ASSETS):
-    """Adds the finished runs in `log_dir`. Raises RunError if there are none, or one has other settings than before."""
+    """Adds the finished runs in `log_dir`. Raises RunError if no run is there, or one has other settings."""
     folders = sorted(path.parent for path in log_dir.glob("*/run.json"))
     if not folders:
         raise RunError(f"{log_dir} holds no run folders: give the folder that they are in, the --log-dir of the runs")

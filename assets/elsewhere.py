@@ -34,7 +34,6 @@ HEIGHT, WIDTH = 64, 96  # of a coloured image, in pixels
 SMALLEST, LARGEST = 20, 44  # side of the square that holds a digit's 28 x 28 pixels, in pixels of the image
 COUNTS = 12000, 1000  # coloured images to train on and to test on
 LIMIT = inspect.signature(stn.limit_motion).parameters["pixels"].default
-FOLLOWED, WINDOW = 64, 64  # training images whose drift is measured, over so many steps
 LINES = {
     "neither": (),
     "leaky": ("leaky",),
@@ -257,7 +256,7 @@ def train(setting, lines, seed, train_set, test_set):
     if "leaky" in changes:
         make_leaky(model.localization)
     images, labels = train_set
-    followed = (images[:FOLLOWED] / 255 - setting.mean) / setting.std
+    followed = (images[: common.DRIFT_IMAGES] / 255 - setting.mean) / setting.std
     optimizer, schedule = make_schedule(setting, model, followed, "steered" in changes)
     run = {name: getattr(setting, name) for name in ("network", "images", "optimizer")}
     run |= {"lines": lines, "pixels": LIMIT if "limited" in changes else None, "seed": seed}
@@ -269,13 +268,14 @@ def train(setting, lines, seed, train_set, test_set):
         optimizer.zero_grad()
         F.nll_loss(model(batch), labels[index]).backward()
         if "limited" in changes:
-            with stn.limit_motion(model.theta, batch[:16], (model.backbone, model.localization), LIMIT):
+            modules = model.backbone, model.localization
+            with stn.limit_motion(model.theta, batch[: common.LIMIT_IMAGES], modules, LIMIT):
                 optimizer.step()
         else:
             optimizer.step()
         if schedule:
             schedule.step()
-        if step % WINDOW == 0:
+        if step % common.DRIFT_EVERY == 0:
             after = stn.predict_in_eval_mode(model.theta, followed)
             drifts.append(stn.drift(before, after).item())
             before = after

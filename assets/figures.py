@@ -19,7 +19,7 @@ from PIL import Image, ImageColor
 
 from assets import ASSETS, Command, study
 from assets.tables import late_medians, make_tables, of_choices, with_tables
-from common import ORANGE, TILE, draw_tile, lost_solution, write
+from common import COLLAPSED, ORANGE, TILE, draw_tile, lost_solution, write
 
 WIDTH = 6  # inches
 STYLE = {
@@ -87,7 +87,7 @@ def timeline_strip(history):
     Returns log2 of scale, masked where the transformer looks off the image (inside under 0.05), whether it has one map
     for all images (spread under 0.01; where that is not recorded: no), and the epoch that loses the solution, or None.
     """
-    off = np.array([study.off_the_image(row["stn/inside"]) for row in history])
+    off = column(history, "stn/inside") < COLLAPSED
     one_map = (column(history, "stn/spread") < study.ONE_MAP) & ~off
     return np.ma.array(np.log2(column(history, "stn/scale")), mask=off), one_map, lost_solution(history)
 

@@ -6,7 +6,7 @@ import torch
 
 import common
 from assets import ASSETS
-from assets.records import difference, format_cell, read_folder
+from assets.records import SETTINGS, format_cell, read_folder, settings_of
 
 ROOT = ASSETS.parent
 
@@ -27,7 +27,8 @@ class SavedRun:
         chosen = {name: self.run[name] for name in ("dataset", "digits", "limit", "seed")}
         self.experiment = replace(variants[self.run["variant"]], **chosen)
         code = {path: (ROOT / path).read_text(encoding="utf-8") for path in self.run["code"] if (ROOT / path).exists()}
-        if differs := difference(self.experiment.settings() | {"code": code}, self.run):
+        now = settings_of(self.experiment.settings()) | {"code": code}
+        if differs := common.difference(self.run, now, SETTINGS):
             raise common.RunError(f"{script} was changed since {folder} ({differs}): put that script there")
         sets = common.load_images(self.run["dataset"], self.run["data_dir"], self.run["digits"], self.run["limit"])
         self.train_set, self.test_set, *_ = sets

@@ -11,7 +11,7 @@ import json
 import re
 
 from assets import ASSETS
-from common import DEFAULTS, TOLD_BY_CODE, RunError, changed_line, summarize, write
+from common import DEFAULTS, RunError, summarize, write
 from common import SETTINGS as ALL_SETTINGS
 
 RUN_KEY = ("experiment", "variant", "dataset", "digits", "limit", "seed")  # what tells runs apart
@@ -106,21 +106,6 @@ def settings_of(run):
     return {name: run.get(name, DEFAULTS.get(name)) for name in SETTINGS}
 
 
-def difference(run, other):
-    """The setting or line of code in which a run differs from itself before, or from another seed; None if in none.
-
-    Images that one of them does not know are not compared, nor is code, nor settings that the code tells.
-    """
-    new, old = settings_of(run), settings_of(other)
-    unknown = {"data"} if None in (new["data"], old["data"]) else set()
-    if not run.get("code", True):
-        unknown |= set(TOLD_BY_CODE)
-    for name in SETTINGS:
-        if old[name] != new[name] and name not in unknown:
-            return f"{name} was {old[name]}, is {new[name]}"
-    return changed_line(other["code"], run["code"]) if run.get("code") and other.get("code") else None
-
-
 # ------------------------------------------------------------------------------------------------ runs.csv, results.csv
 
 
@@ -172,7 +157,7 @@ def read_folder(folder):
         if number is None:
             rule = "whose script should be named classification_experiment_N.py, N a number"
             raise RunError(f"{folder} holds a run of {told['experiment']}.py, {rule}")
-        run = {"data_dir": "data"} | told | {"experiment": int(number[1])}
+        run = {"data_dir": "data", "data": None} | told | {"experiment": int(number[1])}
         missing = [name for name in (*RUN_KEY, *FACTS, "epoch") if name not in run]
         missing += [name for name in SETTINGS if name not in (run | DEFAULTS)]
         run |= {name: parse_cell(name, format_cell(value)) for name, value in settings_of(run).items()}

@@ -26,19 +26,6 @@ WORKERS = 4  # of the DataLoader, on any machine
 EVERYBODYS, THIS_PROJECTS = "everybody's", "this project's"  # loops
 
 
-def make_reference(experiment, device="cpu"):
-    """The network of an experiment with contiguous weights; weights and random numbers as `common.make_network`'s."""
-    network = common.make_network(experiment, device)
-    network.model.to(memory_format=torch.contiguous_format)
-    return network
-
-
-def make_loader(images, labels):
-    """A DataLoader of uint8 images (N, 1, side, side) as floats in [0, 1] and their labels (N,), shuffled."""
-    dataset = TensorDataset(images.float().div(255), labels)
-    return DataLoader(dataset, batch_size=common.BATCH_SIZE, shuffle=True, num_workers=WORKERS)
-
-
 def reference_epoch(experiment, network, loader, device="cpu"):
     """The loop that everybody writes: a DataLoader, eager steps, the loss read in each. Returns the mean loss."""
     network.model.train()
@@ -58,7 +45,11 @@ def make_loops(experiments, data_dir, limit, device):
     datasets = {experiment.dataset for experiment in experiments}
     sets = {dataset: common.load_images(dataset, data_dir, "auto", limit)[0] for dataset in datasets}
     first = experiments[0]
-    network, loader = make_reference(first, device), make_loader(*sets[first.dataset])
+    network = common.make_network(first, device)
+    network.model.to(memory_format=torch.contiguous_format)
+    images, labels = sets[first.dataset]
+    dataset = TensorDataset(images.float().div(255), labels)
+    loader = DataLoader(dataset, batch_size=common.BATCH_SIZE, shuffle=True, num_workers=WORKERS)
     loops = [(EVERYBODYS, first, partial(reference_epoch, first, network, loader, device))]
     for experiment in experiments:
         images, labels = (tensor.to(device) for tensor in sets[experiment.dataset])

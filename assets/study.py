@@ -7,7 +7,7 @@ from statistics import median
 from types import SimpleNamespace
 
 from assets.records import read_runs, read_table, run_key, run_sort_key, settings_of
-from common import DATASETS, DEFAULTS, collapsed, summarize
+from common import DATASETS, DEFAULTS, summarize
 
 # what experiments are compared by: all canvases of the full digits
 STANDARD = {"dataset": DEFAULTS["dataset"], "digits": "full", "limit": DEFAULTS["limit"]}
@@ -105,11 +105,6 @@ def until(epoch, run):
     return run | {"history": history, "epochs": epoch} | summarize(history)
 
 
-def off_the_image(inside):
-    """Whether a transformer with that inside has collapsed."""
-    return collapsed([{"epoch": 1, "stn/inside": inside}]) is not None
-
-
 def before_failure(run):
     """The rows of the epochs before a run fails, all if it does not."""
     return run["history"][: run["failed"] - 1] if run["failed"] else run["history"]
@@ -133,7 +128,7 @@ def median_of(rows, tag):
 def judged_epochs(run):
     """The epochs that a run is judged by, as rows: five from the first with a test accuracy of 50 % or more.
 
-    Of a run that fails before it has those, the last five before it fails, or as many as there are.
+    Of a run that fails or ends before it has those, the last five before that, or as many as there are.
     """
     rows = before_failure(run)
     first = reaches(rows, 50)
@@ -149,7 +144,7 @@ def judged_median(run, tag):
 
 
 def fate(run):
-    """What became of a run within 100 epochs: "failed", "one map", "zoomed out" or "lasts"."""
+    """What became of a run: "failed" within 100 epochs, or by its end "one map", "zoomed out" or "lasts"."""
     if run["failed"] and run["failed"] <= HORIZON:
         return "failed"
     last = run["history"][-3:]

@@ -16,7 +16,7 @@ from assets import ASSETS, study
 from assets.elsewhere import LINES
 from assets.speed import EVERYBODYS
 from assets.study import digits_of, median_of
-from common import DEFAULTS, RunError
+from common import COLLAPSED, DEFAULTS, RunError
 
 # ---------------------------------------------------------------------------------------------------------------- cells
 
@@ -271,10 +271,7 @@ def adding_up(runs):
         ("optimizer", lambda alike: study.optimizer_kind(alike[0])),
         ("runs", len),
         ("a step, pixels", lambda alike: middle_and_range(map(study.step_of, alike))),
-        (
-            "how far 64 steps lead, in steps",
-            lambda alike: middle_and_range(map(study.steps_of_drift, alike), 0),
-        ),
+        ("how far 64 steps lead, in steps", lambda alike: middle_and_range(map(study.steps_of_drift, alike), 0)),
     ]
     return markdown(columns, optimizers.values())
 
@@ -349,7 +346,7 @@ def steered(runs):
 def went_wrong(row):
     """Whether a network that is not ours is off the image, has zoomed out, or one map of digits that move about."""
     has_one_map = row["images"] != "plain" and row["spread"] < study.ONE_MAP
-    return has_one_map or row["scale"] > study.ZOOMED_OUT or study.off_the_image(row["inside"])
+    return has_one_map or row["scale"] > study.ZOOMED_OUT or row["inside"] < COLLAPSED
 
 
 def elsewhere(rows):

@@ -47,11 +47,6 @@ def run(rows, experiment=1, seed=0, **columns):
     return settings | facts | {"history": rows} | summarize(rows) | columns
 
 
-def key(run, **columns):
-    """The beginning of a measurement's row: what its run is known by, and what is given."""
-    return {name: run[name] for name in records.RUN_KEY} | columns
-
-
 def rows(table):
     """The cells of a Markdown table's rows, its head checked for as many."""
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]

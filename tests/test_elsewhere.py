@@ -117,7 +117,7 @@ def test_with_neither_line_training_is_the_textbooks_to_the_last_bit(setting, di
 @pytest.mark.parametrize("setting", elsewhere.SETTINGS[:5], ids=NAMES)
 def test_with_both_lines_no_step_goes_further_than_the_limit_and_no_unit_can_die(setting, digits, monkeypatch):
     setting, made = noting(small(setting, make_optimizer=large_steps, every=1))
-    monkeypatch.setattr(elsewhere, "WINDOW", 1)
+    monkeypatch.setattr(common, "DRIFT_EVERY", 1)
     found = elsewhere.train(setting, "both", 0, images_of(setting, digits), images_of(setting, digits))
     assert max(row["drift"] for row in found) < 0.01 and {row["pixels"] for row in found} == {0.1}
     assert not any(isinstance(module, nn.ReLU) for module in made[0].localization.modules())
@@ -129,7 +129,7 @@ def test_drift_is_that_of_the_first_images_over_windows_and_is_steered(digits, m
     setting, made = noting(small(elsewhere.SETTINGS[3]))
     train_set = images_of(setting, digits)
     followed, thetas = (train_set[0][:64] / 255 - setting.mean) / setting.std, []
-    monkeypatch.setattr(elsewhere, "WINDOW", 2)
+    monkeypatch.setattr(common, "DRIFT_EVERY", 2)
     predict = stn.predict_in_eval_mode
     monkeypatch.setattr(elsewhere, "test", lambda *_: thetas.append(predict(made[0].theta, followed)) or {})
     found = elsewhere.train(setting, lines, 0, train_set, train_set)

@@ -57,21 +57,15 @@ def test_a_script_runs_an_epoch_and_records_its_settings(number, log_dir):
         assert all(value.isfinite().all() for value in common.load_state(path).values())
 
 
-@every_script
-def test_a_scripts_settings_are_those_of_the_runs_that_were_made_with_it(number):
+def test_every_run_has_a_script_that_makes_it_with_its_settings():
     """All but what the command line chooses, which is told by the name of a run's folder."""
+    scripts = {}
+    for number in NUMBERS:
+        scripts |= {(number, format_cell(each.variant) or None): each.settings() for each in read(number)}
     compared = [name for name in records.SETTINGS if name != "data"]
-    for experiment in read(number):
-        settings = {name: parse_cell(name, format_cell(value)) for name, value in experiment.settings().items()}
-        variant = format_cell(experiment.variant) or None
-        for made in RUNS:
-            if (made["experiment"], made["variant"]) == (number, variant):
-                assert [settings[name] for name in compared] == [made[name] for name in compared]
-
-
-def test_every_run_has_a_script_that_makes_it():
-    made = {(run["experiment"], run["variant"]) for run in RUNS}
-    assert made <= {(number, format_cell(each.variant) or None) for number in NUMBERS for each in read(number)}
+    for made in RUNS:
+        settings = scripts[made["experiment"], made["variant"]]
+        assert [parse_cell(name, format_cell(settings[name])) for name in compared] == [made[name] for name in compared]
 
 
 @every_script

@@ -57,7 +57,7 @@ def test_the_timeline_has_a_strip_a_run_of_the_choices_in_their_order():
     assert "62.0" in texts and "53.0, stopped" in texts  # the best accuracies of experiment 21
 
 
-# ----------------------------------------------------------------------------------------------------- the two failures
+# ---------------------------------------------------------------------------------------- drift, and the two failures
 
 
 def test_each_run_that_recorded_drift_is_a_point_at_what_became_of_it():

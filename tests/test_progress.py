@@ -76,19 +76,14 @@ def test_outlines_are_drawn_where_they_are_and_clipped_to_the_tile(size, shown, 
             assert distance.min(axis=0).max() < 1.2, name  # and all of it is drawn, at whole pixels
 
 
-def draw(images, thetas):
-    """The figure of 16 images, uint8 (16, 1, 60, 60), by a model that predicts these thetas."""
-    model = stn.STNClassifier()
-    model.stn.theta = lambda _: thetas
-    return common.draw_figure(experiment(mean=0.4, std=0.2), model, images, "a title")
-
-
 def test_the_figure_shows_sixteen_tiles_three_times():
     """Raw pixels, whatever is normalized: images, where the transformer looks in them, and what it returns."""
     torch.manual_seed(0)
     images, thetas = torch.randint(2, (16, 1, 60, 60), dtype=torch.uint8) * 255, torch.randn(16, 2, 3)
     thetas[0] = THETAS["beyond the tile"]
-    figure = draw(images, thetas)
+    model = stn.STNClassifier()
+    model.stn.theta = lambda _: thetas
+    figure = common.draw_figure(experiment(mean=0.4, std=0.2), model, images, "a title")
     assert figure.shape == (550, 1485, 3)
     returned = stn.SpatialTransformer(60, fill=0.4).sample(images.float() / 255, thetas)  # fill is 0 once normalized
     for i in range(16):

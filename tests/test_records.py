@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from conftest import ROOT, edit
-from made_up import LASTS, key, run
+from made_up import LASTS, run
 
 import common
 from assets import collect, records
@@ -79,10 +79,11 @@ def test_read_and_written_again_the_committed_files_are_what_they_were(tmp_path)
 
 
 def test_rows_replace_those_of_the_same_run_and_epoch_and_have_six_digits(tmp_path):
-    path, one, other = tmp_path / "some.csv", key(run(LASTS, 10)), key(run(LASTS, 9))
-    records.add_rows(path, [one | {"epoch": 5, "loss": 1 / 3}, one | {"epoch": 5, "loss": 2.0}])
-    records.add_rows(path, [one | {"epoch": 10, "loss": 1 / 3}, other | {"epoch": 0, "loss": None, "lr": 0.01}])
-    records.add_rows(path, [one | {"epoch": 5, "loss": 8.0}])
+    path, one, other = tmp_path / "some.csv", run(LASTS, 10), run(LASTS, 9)
+    five, ten = records.key_columns(one, 5), records.key_columns(one, 10)
+    records.add_rows(path, [five | {"loss": 1 / 3}, five | {"loss": 2.0}])
+    records.add_rows(path, [ten | {"loss": 1 / 3}, records.key_columns(other, 0) | {"loss": None, "lr": 0.01}])
+    records.add_rows(path, [five | {"loss": 8.0}])
     head, *lines = path.read_text().splitlines()
     assert head == "experiment,variant,dataset,digits,limit,seed,epoch,loss,lr"
     assert lines == [
@@ -144,7 +145,7 @@ def test_a_new_setting_and_a_new_scalar_are_columns_and_older_runs_have_none(who
 def test_a_run_of_an_older_format_is_added_beside_new_ones(whole_run, assets, tmp_path):
     """What it did not measure is None, and so is a setting that was not there yet."""
     folder, scalars = copy(whole_run, tmp_path), ("stn/spread", "stn/motion")
-    edit(folder, "max_motion", "penalty", "data_dir")
+    edit(folder, "max_motion", "penalty", "data_dir", "data")
     collect.collect(folder.parent, assets)
     collect.collect(whole_run.folder.parent, assets)  # they are None in it: the same run
     edit(folder, seed=1)

@@ -87,26 +87,20 @@ class Base(SpatialTransformer):
         return theta * 0.5
 
     def sample(self, images, theta):
-        return super().sample(images, self.shrink(theta))
+        return super().sample(images, self.shrink(theta) + SMALL)
 
 class Own(Base):
-    @property
-    def half(self):
-        return 2
+    pass
 
 class Step(torch.optim.SGD):
     def step(self, closure=None):
         return super().step(closure)
 
-class Weighted:
-    def __init__(self, weight):
-        self.weight = weight
-
-    def __call__(self, theta):
-        return self.weight * theta.square().mean()
-
-def helper(value, *, offset=0):
-    return value + offset
+def helper(value):
+    for _ in range(2):
+        value += 0
+        value *= 1
+    return value
 
 FACTOR = 0.9
 for rate in (0.01,):
@@ -114,8 +108,8 @@ for rate in (0.01,):
         title="own", mean=0.1307, std=1, epochs=1, transformer=partial(Own, slope=helper(0)), max_grad_norm=1,
         make_optimizer=lambda model: Step(model.parameters(), lr=rate),
         make_scheduler=lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 3], gamma=FACTOR),
-        penalty=lambda theta, weighted=Weighted(SMALL): (
-            weighted(theta) * 1
+        penalty=lambda theta: (
+            theta.square().mean() * 1
         ),
     )
 """
@@ -132,14 +126,9 @@ CHANGES = {  # of the two, each of which makes its run another: old, new, and wh
     "drift": ("max_grad_norm=1,", "max_grad_norm=1, drift=0.1,", "drift was None, is 0.1"),
     "slope": ("helper(0)", "helper(0.1)", "transformer was Own(slope=0), is Own(slope=0.1)"),
     "a static method of a base": ("theta * 0.5", "theta * 0.25", "now `return theta * 0.25`"),
-    "a property": ("return 2", "return 3", "`return 2` was there, now `return 3`"),
-    "an optimizer's step": ("super().step(closure)", "super().step(None)", "step(closure)` was there, now"),
-    "a keyword-only default": ("offset=0", "offset=False", "offset=False"),
-    "a constant": ("FACTOR = 0.9", "FACTOR = 0.90 * 1", "`FACTOR = 0.9` was there, now `FACTOR = 0.9 * 1`"),
     "a schedule's number": ("FACTOR = 0.9", "FACTOR = 0.8", "MultiStepLR(gamma=0.8, last_epoch=0)"),
-    "a scheduler's list": ("[2, 3]", "[2, 4]", "[2, 3]"),
-    "a callable's argument": ("Weighted(SMALL)", "Weighted(2 * SMALL)", "Weighted(SMALL)"),
     "a lambda's second line": ("* 1", "* 2", "* 1"),
+    "an indentation": ("        value *= 1", "    value *= 1", "`    value *= 1` was there, now `value *= 1`"),
     "a module": ("SMALL = 0.1", "SMALL = 0.2", "bounds.py: `SMALL = 0.1` was there, now `SMALL = 0.2`"),
 }
 
@@ -186,6 +175,7 @@ def test_a_run_begun_with_other_settings_is_refused_in_a_line_with_old_and_new(o
 HIDDEN = {  # in a script's sweep, or beside the script: what its settings and its own text do not show
     "a lambda": 'for name, penalty in (("a", lambda theta: 0.1 * theta.square().mean()),):',
     "a list": 'for name, bounds in (("a", [0.1, 1]),):\n    def penalty(theta): return bounds[0] * theta.mean()',
+    "a tuple": 'for name, bounds in (("a", (0.1, 1)),):\n    def penalty(theta): return bounds[0] * theta.mean()',
     "a file": "low = float(open(__file__ + '.txt').read())\nfor name in 'a':\n"
     "    def penalty(theta): return low * theta.mean()",
 }
@@ -233,8 +223,8 @@ def test_what_a_script_imports_is_kept_also_where_its_path_is_relative_or_a_link
 
 SAME = {  # of a script, none of which makes its run another
     "a comment": ("theta * 0.5", "theta * 0.5  # half"),
-    "layout, as black has it": ("weighted(theta) * 1\n", "weighted(\n            theta\n            ) * 1\n"),
-    "a docstring": ("return self.weight", '"""Weighs."""\n        return self.weight'),
+    "layout, as black has it": ("theta.square().mean() * 1\n", "theta.square(\n            ).mean() * 1\n"),
+    "a docstring": ("    for _ in", '    """Adds nothing."""\n    for _ in'),
     "the title": ('title="own"', 'title="mine"'),
     "the epochs": ("epochs=1", "epochs=2"),
     "a sweep's values": ("(0.01,)", "(0.01,)[:2]"),

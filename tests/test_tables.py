@@ -7,9 +7,6 @@ from made_up import LASTS, LOSES, OPTIONAL_TAGS, STOPPED, WELL, fails_in, histor
 from assets import study, tables
 from common import RunError
 
-PAGES = ("README.md", "assets/README.md")
-
-
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
@@ -94,17 +91,9 @@ def test_a_place_that_is_not_whole_or_of_no_table_is_named(text):
         tables.with_tables(text, {"one": "| x |\n"})
 
 
-@pytest.fixture(scope="module")
-def committed():
-    return tables.make_tables()
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_the_pages_hold_what_the_csv_files_say(page, committed):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    assert "<!-- end of " in text and tables.with_tables(text, committed) == text
-
-
-def test_every_table_has_its_place_in_a_page(committed):
-    pages = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
-    assert [marker for marker in committed if f"<!-- {marker} -->" not in pages] == []
+def test_the_pages_hold_what_the_csv_files_say_and_every_table_has_its_place():
+    committed = tables.make_tables()
+    pages = [(ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "assets/README.md")]
+    for text in pages:
+        assert "<!-- end of " in text and tables.with_tables(text, committed) == text
+    assert [marker for marker in committed if f"<!-- {marker} -->" not in "".join(pages)] == []
