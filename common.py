@@ -264,14 +264,14 @@ def describe(given):
     return f"{name}({', '.join(shown)})" if shown else name
 
 
-def parts(module, held, name=""):
+def names_of_parts(module, held, name=""):
     """Names of the largest parts of a network whose parameters are all among those `held`, a set of ids."""
     own = {id(parameter) for parameter in module.parameters()}
     if own and own <= held:
         return [name]
     dot = name and name + "."
     names = [dot + key for key, parameter in module.named_parameters(recurse=False) if id(parameter) in held]
-    return sum((parts(child, held, dot + key) for key, child in module.named_children()), names)
+    return sum((names_of_parts(child, held, dot + key) for key, child in module.named_children()), names)
 
 
 def describe_optimizer(optimizer, model):
@@ -281,7 +281,7 @@ def describe_optimizer(optimizer, model):
     groups = []
     for group in optimizer.param_groups:
         group = group | {"lr": group.get("initial_lr", group["lr"])}  # a scheduler's, if any
-        held = ", ".join(parts(model, {id(parameter) for parameter in group.pop("params")}))
+        held = ", ".join(names_of_parts(model, {id(parameter) for parameter in group.pop("params")}))
         group.pop("initial_lr", None)
         options = ", ".join(f"{key}={value}" for key, value in group.items() if defaults.get(key) != value)
         groups.append(f"{options} on {held}" if held else options)
@@ -914,9 +914,9 @@ def run(folder, args):
     folder.facts |= describe_machine(args.device)
     folder.restore()
     if not finished(folder.history, args):
-        asked = folder.settings
-        *sets, which, checksum = load_images(asked["dataset"], args.data_dir, asked["digits"], asked["limit"])
-        asked["digits"] = which
+        settings = folder.settings
+        *sets, which, checksum = load_images(settings["dataset"], args.data_dir, settings["digits"], settings["limit"])
+        settings["digits"] = which
         folder.check_images(checksum)
         for path, text in folder.code.items():
             write(folder.path / "code" / path, text.encode())
