@@ -405,8 +405,9 @@ def difference(before, now, names):
     """
     lost_code = any(not run.get("code", True) for run in (before, now))
     for name in names:
-        unknown = lost_code and name in TOLD_BY_CODE or name == "data" and None in (before[name], now[name])
-        if before[name] != now[name] and not unknown:
+        told_by_lost_code = lost_code and name in TOLD_BY_CODE
+        unknown_images = name == "data" and None in (before[name], now[name])
+        if before[name] != now[name] and not told_by_lost_code and not unknown_images:
             return f"{name} was {before[name]}, is {now[name]}"
     return changed_line(before["code"], now["code"]) if before.get("code") and now.get("code") else None
 

@@ -380,8 +380,10 @@ class DriftLR:
     def limit_step(self):
         if self.ceiling is None:  # else the last step was broken off
             self.ceiling = self.param_group["lr"]
-        is_tensor = isinstance(self.ceiling, torch.Tensor)  # it stays one, for steps that are compiled
-        self.param_group["lr"] = self.ceiling.clamp(max=self.rate) if is_tensor else min(self.ceiling, self.rate)
+        if isinstance(self.ceiling, torch.Tensor):  # it stays one, for steps that are compiled
+            self.param_group["lr"] = self.ceiling.clamp(max=self.rate)
+        else:
+            self.param_group["lr"] = min(self.ceiling, self.rate)
         gradients = [weight.grad for weight in self.param_group["params"] if weight.grad is not None]
         norm = get_total_norm(gradients).clamp(min=1e-6)
         if getattr(self.optimizer, "grad_scale", None) is not None:
@@ -433,6 +435,39 @@ class DriftLR:
         self.add_hooks()
 
 
+def check_limit(images, parameters, pixels):
+    if math.isnan(pixels) or pixels <= 0:
+        raise ValueError(f"pixels is {pixels}, but should be over 0")
+    if images.dim() != 4 or len(images) == 0:
+        raise ValueError(f"images are {list(images.shape)}, but should be [N, channels, height, width] with N over 0")
+    if any(hasattr(each, "left") and not torch.equal(each, each.left.to(each)) for each in parameters):
+        what = "the weights are not what the last limited step left"
+        warnings.warn(f"{what}: if the optimizer keeps weights of its own, steps are not limited", stacklevel=4)
+
+
+def shorten(step, parameters, old, moved, pixels):
+    """Takes parameters back along a step, towards what they were, until `moved()` is at most `pixels`.
+
+    Each keeps what is left of it, for `check_limit`.
+    """
+    new = [parameter.detach().clone() for parameter in parameters]
+    if not get_total_norm(new).isfinite():
+        step.motion = step.motion.new_tensor(math.inf)  # else a bias of -inf before a ReLU would not show in theta
+    while step.kept and step.motion > pixels:
+        # Motion is about proportional to the step, so that the first try is mostly the last.
+        step.kept *= 0.99 * (pixels / step.motion).item()
+        if step.kept <= 1e-6:
+            step.kept, new = 0.0, old
+        for parameter, start, end in zip(parameters, old, new, strict=True):
+            torch.lerp(start, end, step.kept, out=parameter.detach())
+        step.motion = moved()
+    if step.motion > pixels:
+        what = f"the region moves by {step.motion:.2g} pixels with the modules' step taken back"
+        raise ValueError(f"{what}: modules should be all that theta comes from")
+    for parameter in parameters:
+        parameter.left = parameter.detach().clone()
+
+
 @contextmanager
 def limit_motion(predict, images, modules, pixels=0.1):
     """Around `optimizer.step()`: shortens the localization net's part of a step that moves the region too far.
@@ -462,15 +497,10 @@ def limit_motion(predict, images, modules, pixels=0.1):
     parameters = [parameter for parameter in several.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError("nothing in the modules is trained, but they should be the localization net's")
-    if math.isnan(pixels) or pixels <= 0:
-        raise ValueError(f"pixels is {pixels}, but should be over 0")
-    if images.dim() != 4 or len(images) == 0:
-        raise ValueError(f"images are {list(images.shape)}, but should be [N, channels, height, width] with N over 0")
-    if any(hasattr(each, "left") and not torch.equal(each, each.left.to(each)) for each in parameters):
-        what = "the weights are not what the last limited step left"
-        warnings.warn(f"{what}: if the optimizer keeps weights of its own, steps are not limited", stacklevel=3)
+    check_limit(images, parameters, pixels)
     if images.is_floating_point():
         images = images.to(parameters[0].dtype)  # they may be half of it under autocast
+
     before, old = predict_in_eval_mode(predict, images), [parameter.detach().clone() for parameter in parameters]
     if not before.isfinite().all():
         raise ValueError("theta is not finite before the step: leave out the images that it is not finite of")
@@ -482,21 +512,5 @@ def limit_motion(predict, images, modules, pixels=0.1):
     step = SimpleNamespace(motion=None, kept=1.0)
     yield step
     step.motion = moved()
-    if pixels == math.inf:
-        return
-    new = [parameter.detach().clone() for parameter in parameters]
-    if not get_total_norm(new).isfinite():
-        step.motion = step.motion.new_tensor(math.inf)  # else a bias of -inf before a ReLU would not show in theta
-    while step.kept and step.motion > pixels:
-        # Motion is about proportional to the step, so that the first try is mostly the last.
-        step.kept *= 0.99 * (pixels / step.motion).item()
-        if step.kept <= 1e-6:
-            step.kept, new = 0.0, old
-        for parameter, start, end in zip(parameters, old, new, strict=True):
-            torch.lerp(start, end, step.kept, out=parameter.detach())
-        step.motion = moved()
-    if step.motion > pixels:
-        what = f"the region moves by {step.motion:.2g} pixels with the modules' step taken back"
-        raise ValueError(f"{what}: modules should be all that theta comes from")
-    for parameter in parameters:
-        parameter.left = parameter.detach().clone()  # which the next limited step should find
+    if pixels != math.inf:
+        shorten(step, parameters, old, moved, pixels)
