@@ -23,7 +23,7 @@ def drifting(measured, rows, experiment=1, seed=0, **columns):
     return run([row | {"stn/drift": measured} for row in rows], experiment, seed, **columns)
 
 
-def test_what_was_foretold_is_counted_by_band_and_optimizer():
+def test_what_was_foretold_is_counted_by_rate_band_and_optimizer():
     adam = {"optimizer": "Adam(lr=0.001)"}
     one_map = [row | {"stn/spread": 0.0, "stn/active": 0.01} for row in LASTS]
     zoomed_out = [row | {"stn/scale": 1.3} for row in LASTS]
@@ -32,11 +32,13 @@ def test_what_was_foretold_is_counted_by_band_and_optimizer():
     runs.append(run(without(LASTS, "stn/drift"), seed=9))
     larger = [row | {"stn/scale": 1.2} for row in LASTS]
     runs += [drifting(0.06, larger, 7, dataset=dataset) for dataset in ("mnist", "cluttered")]
+    runs.append(drifting(0.04, LASTS, 8, drift=0.035))
     assert rows(tables.foretold(runs)) == [
-        ["under 0.05", "Adam", "1", "0 of 1", "0 of 1", "0", "1 of 1", "1", "0 of 1", "0.0"],
-        ["under 0.05", "SGD", "1", "0 of 1", "0 of 1", "0", "0 of 1", "0", "1 of 1", "0.0"],
-        ["between", "SGD", "4", "0 of 4", "0 of 4", "1", "0 of 4", "0", "4 of 4", "0.0"],
-        ["over 0.085", "SGD", "3", "1 of 3", "1 of 3", "0", "0 of 3", "0", "1 of 3", "2.3"],
+        ["by hand", "under 0.05", "Adam", "1", "0 of 1", "0 of 1", "0", "1 of 1", "1", "0 of 1", "0.0"],
+        ["by hand", "under 0.05", "SGD", "1", "0 of 1", "0 of 1", "0", "0 of 1", "0", "1 of 1", "0.0"],
+        ["by hand", "between", "SGD", "4", "0 of 4", "0 of 4", "1", "0 of 4", "0", "4 of 4", "0.0"],
+        ["by hand", "over 0.085", "SGD", "3", "1 of 3", "1 of 3", "0", "0 of 3", "0", "1 of 3", "2.3"],
+        ["`DriftLR`", "under 0.05", "SGD", "1", "0 of 1", "0 of 1", "0", "0 of 1", "0", "1 of 1", "0.0"],
     ]
 
 
