@@ -286,11 +286,12 @@ class DriftLR:
         schedule.step()  # after every step
 
     Every 64 steps that the optimizer makes it measures the `drift` of the images' `theta` over these, and multiplies
-    the rate by target / drift, by 1/4 at least and by 2 at most; by 1/4 where the drift is not finite. It starts with a
-    hundredth of the group's rate, of its `initial_lr` if a scheduler has set that. The group's rate itself is the
-    ceiling: other schedulers see and set it as ever, and within `optimizer.step()` the group has the smaller of it and
-    `rate`. There the group's gradient is scaled to norm 1, so that single large ones do not count more than others;
-    with SGD, 0.1 is then a ceiling that does not limit.
+    the rate by target / drift, by 1/4 at least and by 2 at most; by 1/4 where the drift is not finite. Steps in which
+    no weight of the group has a gradient do not count. It starts with a hundredth of the group's rate, of its
+    `initial_lr` if a scheduler has set that (of OneCycleLR, if that is made before it, max_lr / 25). The group's rate
+    itself is the ceiling: other schedulers see and set it as ever, and within `optimizer.step()` the group has the
+    smaller of it and `rate`. There the group's gradient is scaled to norm 1, so that single large ones do not count
+    more than others; with SGD, 0.1 is then a ceiling that does not limit.
 
     Args:
         optimizer: its parameter group `group` holds weights of the localization net alone.
@@ -300,7 +301,7 @@ class DriftLR:
         images: (N, C, H, W), as the network sees them, 64 fixed ones of the training set, the same in all processes
             that train one network together.
         target: drift to aim for, over 0.
-        every: steps that a drift is measured over.
+        every: steps that a drift is measured over; 0.035 is a target for 64.
         group: index of the parameter group.
 
     Attributes:
@@ -308,10 +309,11 @@ class DriftLR:
         rate: what the group has now, unless its own is smaller.
 
     Raises ValueError if an argument is not as above, or the group holds weights that `theta` does not come from; that
-    is found out where `predict` can be differentiated; later, if the optimizer makes no step in 64: of one that wraps
-    another, give that which makes them. Warns if the localization net hardly learns. A deep copy predicts with
-    the copied net only where `predict` is its method. Not for Rprop, whose steps do not follow the rate, nor for LBFGS,
-    which reads it before it asks for the gradient.
+    is found out where `predict` can be differentiated, and it warns if `theta` has no gradient; later, if the optimizer
+    makes no step in 64: of one that wraps another, give that which makes them. Warns if 64 steps were not followed by
+    `step()`, and if the localization net hardly learns. A deep copy predicts with the copied net only where `predict`
+    is its method. Not for Rprop, whose steps do not follow the rate, nor for LBFGS, which reads it before it asks for
+    the gradient.
     """
 
     def __init__(self, optimizer, predict, images, target=0.035, every=64, group=0):
@@ -332,7 +334,7 @@ class DriftLR:
             raise ValueError("predict returns another theta each time: put all that is random in it into eval mode")
         self.check_group()
         self.drift, self.ceiling, self.stepped = None, None, False
-        self.steps, self.missed, self.idle = 0, 0, 0
+        self.steps, self.missed, self.forgotten, self.idle = 0, 0, 0, 0
         self.full_rate = float(self.param_group.get("initial_lr", self.param_group["lr"]))  # a scheduler's, if any
         if self.full_rate == 0:
             raise ValueError(f"the rate of parameter group {group} is 0, but should be the largest it may have")
@@ -347,6 +349,9 @@ class DriftLR:
         weights = [weight for weight in self.param_group["params"] if weight.requires_grad]
         with eval_mode(self.predict), torch.enable_grad():
             theta = self.predict(self.images)
+        if weights and not theta.requires_grad:
+            what = "theta has no gradient, which would show that its weights are the group's"
+            warnings.warn(f"{what}: leave no_grad and detach out of predict", stacklevel=3)
         try:
             gradients = torch.autograd.grad(theta.sum(), weights, allow_unused=True)
         except (RuntimeError, ValueError):  # nothing to follow, or not in eval mode (cuDNN's recurrent nets)
@@ -385,6 +390,7 @@ class DriftLR:
         else:
             self.param_group["lr"] = min(self.ceiling, self.rate)
         gradients = [weight.grad for weight in self.param_group["params"] if weight.grad is not None]
+        self.frozen = not gradients
         norm = get_total_norm(gradients).clamp(min=1e-6)
         if getattr(self.optimizer, "grad_scale", None) is not None:
             norm = norm / self.optimizer.grad_scale  # which a fused optimizer divides by itself
@@ -395,16 +401,22 @@ class DriftLR:
         if self.ceiling is None:  # the second time, of a class whose step calls that of its base
             return
         self.param_group["lr"], self.ceiling = self.ceiling, None
-        self.stepped = True
+        if self.stepped:
+            self.forgotten += 1
+            if self.forgotten == 64:
+                warnings.warn("DriftLR's step() is to be called after every step of the optimizer", stacklevel=2)
+        self.stepped, self.missed = True, 0
 
     def step(self):
         """To be called after every `optimizer.step()`."""
         if not self.stepped:  # as while gradients are accumulated
             self.missed += 1
-            if self.missed >= 64 and self.steps == 0:
+            if self.missed == 64:
                 raise ValueError(f"the optimizer made no step in {self.missed}: give DriftLR the one that makes them")
             return
         self.stepped = False
+        if self.frozen:
+            return
         self.steps += 1
         if self.steps % self.every:
             return
@@ -427,6 +439,9 @@ class DriftLR:
         return {name: getattr(self, name) for name in ("rate", "drift", "steps", "idle", "before")}
 
     def load_state_dict(self, state):
+        if len(state["before"]) != len(self.images):
+            what = f"the state is of {len(state['before'])} images, but here are {len(self.images)}"
+            raise ValueError(f"{what}: give the same ones")
         vars(self).update(state)
         self.before = state["before"].to(self.images.device)
 
@@ -441,8 +456,8 @@ def check_limit(images, parameters, pixels):
     if images.dim() != 4 or len(images) == 0:
         raise ValueError(f"images are {list(images.shape)}, but should be [N, channels, height, width] with N over 0")
     if any(hasattr(each, "left") and not torch.equal(each, each.left.to(each)) for each in parameters):
-        what = "the weights are not what the last limited step left"
-        warnings.warn(f"{what}: if the optimizer keeps weights of its own, steps are not limited", stacklevel=4)
+        what = "the weights are not what the last limited step left: they were loaded anew"
+        warnings.warn(f"{what}, or the optimizer keeps weights of its own and steps are not limited", stacklevel=4)
 
 
 def shorten(step, parameters, old, moved, pixels):

@@ -130,22 +130,10 @@ def test_a_step_may_be_given_a_closure(how):
     assert net.weight.item() == pytest.approx(-0.01) and returned == (3.0 if how.endswith("closure") else None)
 
 
-def test_a_closure_that_is_broken_off_leaves_the_groups_rate():
-    _, optimizer, _ = steered()
-
-    def closure():
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        optimizer.step(closure)
-    assert optimizer.param_groups[0]["lr"] == 1
-
-
-def test_steps_that_the_optimizer_makes_are_counted_and_that_it_makes_none_is_said():
+def test_steps_that_move_the_net_are_counted_and_that_there_are_none_is_said():
     net, optimizer, schedule = steered(every=2)
-    for _ in range(63):  # as many may be skipped
-        schedule.step()
-    with pytest.raises(ValueError, match="made no step in 64: give DriftLR the one that makes them"):
+    for _ in range(70):
+        optimizer.step()  # while the net is frozen and has no gradient
         schedule.step()
     rates = []
     for _ in range(6):
@@ -153,17 +141,37 @@ def test_steps_that_the_optimizer_makes_are_counted_and_that_it_makes_none_is_sa
         schedule.step()
         schedule.step()  # as in each batch of several whose gradients are accumulated
     assert rates == pytest.approx([0.01, 0.01, 0.02, 0.02, 0.035, 0.035])
+    for _ in range(62):  # as many may be skipped, in a row
+        schedule.step()
+    with pytest.raises(ValueError, match="made no step in 64: give DriftLR the one that makes them"):
+        schedule.step()
+
+
+def test_that_it_is_not_called_after_every_step_is_said_once():
+    net, optimizer, schedule = steered()
+    with pytest.warns(UserWarning, match="to be called after every step") as said:
+        for epoch in range(100):
+            descend(net, optimizer)
+            descend(net, optimizer)
+            schedule.step()
+            assert bool(said) == (epoch >= 63)
+    assert len(said) == 1
 
 
 def test_a_second_one_takes_the_place_of_the_first_and_a_step_that_is_broken_off_leaves_no_trace():
     net, optimizer, _ = steered()
     DriftLR(optimizer, net, IMAGES)
 
-    def run_out_of_memory():
+    def run_out_of_memory(*_):
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
         optimizer.step(run_out_of_memory)
+    assert optimizer.param_groups[0]["lr"] == 1
+    hook = optimizer.register_step_pre_hook(run_out_of_memory)  # when the rate is the smaller one
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    hook.remove()
     assert descend(net, optimizer) == pytest.approx(0.01) and optimizer.param_groups[0]["lr"] == 1
 
 
@@ -290,13 +298,14 @@ def test_a_prediction_is_made_in_eval_mode_and_leaves_no_trace(how):
     before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     predict = how(net)
     schedule = DriftLR(optimizer, predict, IMAGES)
+    net.fc_loc.bias.grad = torch.zeros(6)
     for _ in range(64):
         optimizer.step()
         schedule.step()
     assert getattr(predict, "training", True) and schedule.drift == 0
     assert modes == {module: module.training for module in net.modules()}
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert torch.equal(random, torch.get_rng_state()) and all(each.grad is None for each in net.parameters())
+    assert torch.equal(random, torch.get_rng_state()) and net.fc_loc.weight.grad is None
 
 
 def test_observers_of_quantization_do_not_see_the_images():
@@ -321,7 +330,8 @@ def test_a_buffer_that_is_used_again_is_copied():
     def replay(images):
         return buffer.copy_(net(images))
 
-    schedule = DriftLR(optimizer := torch.optim.SGD(net.parameters(), lr=1.0), replay, IMAGES)
+    with pytest.warns(UserWarning, match="theta has no gradient"):
+        schedule = DriftLR(optimizer := torch.optim.SGD(net.parameters(), lr=1.0), replay, IMAGES)
     ((moved, _),) = windows(net, optimizer, schedule, 1)
     assert moved == pytest.approx(0.32, rel=1e-3)
 
@@ -355,6 +365,8 @@ def test_wrong_arguments_are_one_clear_error():
         with pytest.raises(ValueError) as error:
             DriftLR(*arguments)
         assert message in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="the state is of 4 images, but here are 2: give the same"):
+        DriftLR(of_net, theta, IMAGES[:2]).load_state_dict(DriftLR(of_net, theta, IMAGES).state_dict())
 
 
 # ------------------------------------------------------------------------------------------------- other people's loops
