@@ -189,12 +189,13 @@ OPTIMIZERS = {"SGD": BLUE, "SGD, momentum": "#CC79A7", "Adam": VERMILION}
 
 
 FATES = ("lasts", "one map", "zoomed out", "failed")
+PALE = 0.35  # opacity of runs that `DriftLR` steers
 SIZES = {28: "s", 60: "o", 120: "^"}  # marker by the images' side
 TARGETS = (0.01, 0.02, 0.035, 0.07, 0.15)  # those of experiment 37 that a tick is at
 
 
 def draw_fates(axes, runs, figure):
-    """A point a run: what became of it over one of its figures; hollow if that was seen for under 100 epochs."""
+    """A point a run: what became of it over one of its figures; hollow if seen under 100 epochs, pale if steered."""
     jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(runs))
     for run, shift in zip(runs, jitter, strict=True):
         if figure(run) is None:
@@ -204,7 +205,7 @@ def draw_fates(axes, runs, figure):
         marker = SIZES.get(study.side_of(run["dataset"]), "D")
         face = color if filled else "none"
         style = {"color": color, "markerfacecolor": face, "markersize": 4, "markeredgewidth": 0.7}
-        axes.plot(figure(run), place + shift, marker, **style)
+        axes.plot(figure(run), place + shift, marker, alpha=PALE if run["drift"] else 1, **style)
     axes.set(xscale="log", ylim=(-0.6, len(FATES) - 0.4))
     axes.set_yticks(range(len(FATES)), FATES)
 
@@ -228,6 +229,7 @@ def drift(read):
         handles.append(Line2D([], [], color="grey", marker=marker, linewidth=0, label=f"{side} x {side}"))
     hollow = {"color": "grey", "markerfacecolor": "none", "marker": "o", "linewidth": 0}
     handles.append(Line2D([], [], **hollow, label=f"under {study.HORIZON} epochs"))
+    handles.append(Line2D([], [], color="grey", alpha=PALE, marker="o", linewidth=0, label="steered by DriftLR"))
     figure.legend(handles=handles, loc="outside upper center", ncols=4)
     return figure
 
