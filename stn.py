@@ -350,7 +350,7 @@ class DriftLR:
         with eval_mode(self.predict), torch.enable_grad():
             theta = self.predict(self.images)
         if weights and not theta.requires_grad:
-            what = "theta has no gradient, which would show that its weights are the group's"
+            what = "theta has no gradient, so that the group's weights cannot be checked"
             warnings.warn(f"{what}: leave no_grad and detach out of predict", stacklevel=3)
         try:
             gradients = torch.autograd.grad(theta.sum(), weights, allow_unused=True)
