@@ -308,12 +308,13 @@ class DriftLR:
         drift: the last that was measured, a number; None before that.
         rate: what the group has now, unless its own is smaller.
 
-    Raises ValueError if an argument is not as above, or the group holds weights that `theta` does not come from; that
-    is found out where `predict` can be differentiated, and it warns if `theta` has no gradient; later, if the optimizer
-    makes no step in 64: of one that wraps another, give that which makes them. Warns if 64 steps were not followed by
-    `step()`, and if the localization net hardly learns. A deep copy predicts with the copied net only where `predict`
-    is its method. Not for Rprop, whose steps do not follow the rate, nor for LBFGS, which reads it before it asks for
-    the gradient.
+    Raises ValueError if an argument is not as above; if the group holds weights that `theta` does not come from, where
+    `predict` can be differentiated; and in `step()`, if the optimizer has made none in 64: of one that wraps another,
+    give the inner one. Warns if `theta` has no gradient, if 64 steps were not followed by `step()`, and if the
+    localization net hardly learns.
+
+    A deep copy predicts with the copied net only where `predict` is its method. Not for Rprop, whose steps do not
+    follow the rate, nor for LBFGS, which reads it before it asks for the gradient.
     """
 
     def __init__(self, optimizer, predict, images, target=0.035, every=64, group=0):
