@@ -286,6 +286,27 @@ def adding_up(runs):
     return markdown(columns, rows.values())
 
 
+AT_RATES = (1, 9, 10, 17, 27, 28, 29, 30)  # experiments that differ by optimizer, digits, and this net's rate alone
+
+
+def drift_by_rate(runs):
+    """The drift at each constant rate of a localization net with ReLUs, and nothing that limits it."""
+    rows = {}
+    for run in study.with_drift(runs):
+        if run["experiment"] in AT_RATES and run["variant"] != "leaky_limited":
+            rate = study.judged_median(run, "stn/rate")
+            rows.setdefault((study.optimizer_kind(run), digits_of(run["dataset"]), rate), []).append(run)
+    columns = [
+        ("optimizer", lambda key: key[0]),
+        ("digits", lambda key: key[1]),
+        ("rate of the localization net", lambda key: f"{key[2]:g}"),
+        ("drift", lambda key: middle_and_range(map(study.drift_of, rows[key]), 3)),
+        ("went wrong", lambda key: went_wrong_of(rows[key])),
+        ("epochs", lambda key: range_of([run["epochs"] for run in rows[key]])),
+    ]
+    return markdown(columns, sorted(rows))
+
+
 def late_medians(runs, tag):
     """The median over epochs 11 to 20 of each run."""
     return [median_of(run["history"][10:20], tag) for run in runs]
@@ -411,9 +432,10 @@ def speed(rows):
 def make_tables(assets=ASSETS):
     """Returns {marker: table in Markdown, ending in a newline} of the CSV files in a folder."""
     read = study.read_all(assets)
-    of_runs = (all_results, drift_dose, steered)
-    tables = {function.__name__: function(read.counted) for function in of_runs}
-    tables |= {function.__name__: function(read.runs) for function in (choices, healthy, foretold, adding_up)}
+    of_counted = (all_results, drift_dose, steered)
+    of_all = (choices, healthy, foretold, adding_up, drift_by_rate)
+    tables = {function.__name__: function(read.counted) for function in of_counted}
+    tables |= {function.__name__: function(read.runs) for function in of_all}
     return tables | {"elsewhere": elsewhere(read.elsewhere), "speed": speed(read.speed)}
 
 
