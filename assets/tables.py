@@ -301,6 +301,7 @@ def drift_by_rate(runs):
         ("digits", lambda key: key[1]),
         ("rate of the localization net", lambda key: f"{key[2]:g}"),
         ("drift", lambda key: middle_and_range(map(study.drift_of, rows[key]), 3)),
+        ("in epochs 11 to 20", lambda key: middle_and_range(late_medians(rows[key], "stn/drift"), 3)),
         ("went wrong", lambda key: went_wrong_of(rows[key])),
         ("epochs", lambda key: range_of([run["epochs"] for run in rows[key]])),
     ]
