@@ -44,11 +44,12 @@ def test_what_was_foretold_is_counted_by_rate_band_and_optimizer():
 
 def test_drift_stands_beside_the_rate_that_had_it():
     slow, fast = ([row | {"stn/rate": rate} for row in LASTS] for rate in (0.001, 0.01))
-    runs = [drifting(0.09, fast), drifting(0.02, slow, 10), drifting(0.04, slow, 10, 1)]
+    falls = [row | {"stn/drift": 0.09 if row["epoch"] <= 10 else 0.05} for row in fast]
+    runs = [run(falls), drifting(0.02, slow, 10), drifting(0.04, slow, 10, 1)]
     runs += [drifting(0.5, slow, 30, variant="leaky_limited"), drifting(0.5, slow, 36, drift=0.035)]
     assert rows(tables.drift_by_rate(runs)) == [
-        ["SGD", "cluttered", "0.001", "0.030 (0.020 to 0.040)", "0 of 2", "100"],
-        ["SGD", "cluttered", "0.01", "0.090", "0 of 1", "100"],
+        ["SGD", "cluttered", "0.001", "0.030 (0.020 to 0.040)", "0.030 (0.020 to 0.040)", "0 of 2", "100"],
+        ["SGD", "cluttered", "0.01", "0.090", "0.050", "0 of 1", "100"],
     ]
 
 
