@@ -341,7 +341,7 @@ def drift_dose(runs):
 
 COMPARED = (  # experiments and variants: a rate that follows the drift, that found by hand, and both lines
     *((36, "adam"), (27, None), (42, "adam"), (7, None), (21, None), (41, None), (38, None)),
-    *((36, "sgd"), (10, None), (24, None)),
+    *((36, "sgd"), (10, None), (42, "sgd"), (24, None)),
     *((36, "momentum"), (28, "0.0001"), (42, "momentum"), (25, None)),
     *((39, "adam"), (39, "sgd"), (30, "0.003"), (30, "leaky_limited")),
     *((40, "daviddao"), (31, "daviddao"), (31, "daviddao_limited")),
