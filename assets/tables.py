@@ -286,15 +286,20 @@ def adding_up(runs):
     return markdown(columns, rows.values())
 
 
-AT_RATES = (1, 9, 10, 17, 27, 28, 29, 30)  # experiments that differ by optimizer, digits, and this net's rate alone
+def late_medians(runs, tag):
+    """The median over epochs 11 to 20 of each run."""
+    return [median_of(run["history"][10:20], tag) for run in runs]
+
+
+AT_RATES = (1, 9, 10, 17, 27, 28, 29, 30)  # that differ by optimizer, digits and the localization net's rate
 
 
 def drift_by_rate(runs):
     """The drift at each constant rate of a localization net with ReLUs, and nothing that limits it."""
     rows = {}
     for run in study.with_drift(runs):
-        if run["experiment"] in AT_RATES and run["variant"] != "leaky_limited":
-            rate = study.judged_median(run, "stn/rate")
+        rate = study.judged_median(run, "stn/rate")
+        if run["experiment"] in AT_RATES and run["variant"] != "leaky_limited" and rate is not None:
             rows.setdefault((study.optimizer_kind(run), digits_of(run["dataset"]), rate), []).append(run)
     columns = [
         ("optimizer", lambda key: key[0]),
@@ -306,11 +311,6 @@ def drift_by_rate(runs):
         ("epochs", lambda key: range_of([run["epochs"] for run in rows[key]])),
     ]
     return markdown(columns, sorted(rows))
-
-
-def late_medians(runs, tag):
-    """The median over epochs 11 to 20 of each run."""
-    return [median_of(run["history"][10:20], tag) for run in runs]
 
 
 def in_the_end(runs, tag):

@@ -67,7 +67,7 @@ def test_what_older_runs_lack_is_a_dash_in_every_table(tag):
     has_column = {"stn/spread": tables.all_results, "stn/drift": tables.drift_dose}
     if tag in has_column:
         assert "| - " in has_column[tag](runs)
-    assert tables.foretold(runs)
+    assert tables.foretold(runs) and tables.drift_by_rate(runs)
 
 
 def test_a_title_of_a_users_breaks_no_row():
