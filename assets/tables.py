@@ -14,7 +14,7 @@ from scipy import stats
 
 from assets import ASSETS, study
 from assets.elsewhere import LINES
-from assets.speed import EVERYBODYS
+from assets.speed import EVERYBODYS, THIS_PROJECTS
 from assets.study import digits_of, median_of
 from common import COLLAPSED, DEFAULTS, RunError
 
@@ -59,6 +59,10 @@ def range_of(numbers):
 
 def listed(values):
     return ", ".join("-" if value is None else str(value) for value in values)
+
+
+def seed_by_seed(values, digits=2):
+    return listed(fixed(value, digits) for value in values)
 
 
 def data_suffix(run):
@@ -315,7 +319,7 @@ def drift_by_rate(runs):
 
 def in_the_end(runs, tag):
     """What each run has in its last epoch, also where it was stopped."""
-    return listed(fixed(run["history"][-1].get(tag)) for run in runs)
+    return seed_by_seed(run["history"][-1].get(tag) for run in runs)
 
 
 def drift_dose(runs):
@@ -324,14 +328,11 @@ def drift_dose(runs):
     columns = [
         ("optimizer", lambda seeds: seeds[0]["variant"].partition("_")[0]),
         ("target", lambda seeds: seeds[0]["drift"]),
-        ("drift", lambda seeds: listed(fixed(value, 3) for value in late_medians(seeds, "stn/drift"))),
+        ("drift in epochs 11 to 20", lambda seeds: seed_by_seed(late_medians(seeds, "stn/drift"), 3)),
         ("failed", lambda seeds: count_fate(seeds, "failed")),
         ("zoomed out", lambda seeds: count_fate(seeds, "zoomed out")),
         ("one map", lambda seeds: count_fate(seeds, "one map")),
-        (
-            "accuracy in epochs 11 to 20, %, each seed",
-            lambda seeds: listed(fixed(value, 1) for value in late_medians(seeds, "test/accuracy")),
-        ),
+        ("accuracy then, %, each seed", lambda seeds: seed_by_seed(late_medians(seeds, "test/accuracy"), 1)),
         ("scale at the end", lambda seeds: in_the_end(seeds, "stn/scale")),
         ("spread", lambda seeds: in_the_end(seeds, "stn/spread")),
         ("epochs to 90 %", lambda seeds: listed(first_epochs(seeds, 90))),
@@ -355,9 +356,19 @@ def accuracy_at(epoch, runs):
     return middle_and_range(reached, 1)
 
 
-def steered(runs):
+def milliseconds_a_step(rows):
+    """The median of rows of speed.csv, None of none."""
+    return middle([1000 * row["seconds_a_step"] for row in rows], 1)
+
+
+def steered(runs, speed_rows):
     """`DriftLR` beside the best rate found by hand and beside both lines."""
     picked = [study.pick(runs, experiment=number, variant=variant) for number, variant in COMPARED]
+
+    def timed(seeds):
+        named = {name: seeds[0][name] for name in ("experiment", "title")}
+        return study.pick(speed_rows, **named, device="cpu", loop=THIS_PROJECTS)
+
     columns = [
         ("experiment", experiment_label),
         ("went wrong", went_wrong_of),
@@ -367,7 +378,8 @@ def steered(runs):
         ("epochs to 80 %", lambda seeds: epochs_to(80, seeds)),
         ("to 90 %", lambda seeds: epochs_to(90, seeds)),
         ("rate of the localization net, last 10 epochs", lambda seeds: middle(over_last_10(seeds, "stn/rate"), 5)),
-        ("epochs in all", lambda seeds: listed(dict.fromkeys(run["epochs"] for run in seeds))),
+        ("milliseconds a step", lambda seeds: milliseconds_a_step(timed(seeds))),
+        ("epochs in all", lambda seeds: range_of([run["epochs"] for run in seeds])),
     ]
     return markdown(columns, [seeds for found in picked for seeds in study.group(found)])
 
@@ -394,11 +406,11 @@ def elsewhere(rows):
         ("optimizer", lambda seeds: seeds[0]["optimizer"]),
         ("lines", lambda seeds: seeds[0]["lines"]),
         ("steps", lambda seeds: listed(dict.fromkeys(row["step"] for row in seeds))),
-        ("accuracy, %, each seed", lambda seeds: listed(fixed(row["accuracy"], 1) for row in seeds)),
-        ("scale", lambda seeds: listed(fixed(row["scale"]) for row in seeds)),
-        ("inside", lambda seeds: listed(fixed(row["inside"]) for row in seeds)),
-        ("spread", lambda seeds: listed(fixed(row["spread"], 3) for row in seeds)),
-        ("drift", lambda seeds: listed(fixed(row.get("drift"), 3) for row in seeds)),
+        ("accuracy, %, each seed", lambda seeds: seed_by_seed((row["accuracy"] for row in seeds), 1)),
+        ("scale", lambda seeds: seed_by_seed(row["scale"] for row in seeds)),
+        ("inside", lambda seeds: seed_by_seed(row["inside"] for row in seeds)),
+        ("spread", lambda seeds: seed_by_seed((row["spread"] for row in seeds), 3)),
+        ("drift", lambda seeds: seed_by_seed((row.get("drift") for row in seeds), 3)),
         ("off the image, zoomed out or one map", lambda seeds: f"{sum(map(went_wrong, seeds))} of {len(seeds)}"),
     ]
     return markdown(columns, [[seeds[seed] for seed in sorted(seeds)] for seeds in ordered])
@@ -421,7 +433,7 @@ def speed(rows):
         ("device", lambda epochs: epochs[0]["device"]),
         ("loop", lambda epochs: epochs[0]["loop"]),
         ("experiment", lambda epochs: f"{epochs[0]['experiment']}: {epochs[0]['title']}"),
-        ("milliseconds a step", lambda epochs: fixed(1000 * median_of(epochs, "seconds_a_step"), 1)),
+        ("milliseconds a step", milliseconds_a_step),
         ("over everybody's", lambda epochs: fixed(over_everybodys(epochs))),
     ]
     return markdown(columns, loops.values())
@@ -433,11 +445,12 @@ def speed(rows):
 def make_tables(assets=ASSETS):
     """Returns {marker: table in Markdown, ending in a newline} of the CSV files in a folder."""
     read = study.read_all(assets)
-    of_counted = (all_results, drift_dose, steered)
+    of_counted = (all_results, drift_dose)
     of_all = (choices, healthy, foretold, adding_up, drift_by_rate)
     tables = {function.__name__: function(read.counted) for function in of_counted}
     tables |= {function.__name__: function(read.runs) for function in of_all}
-    return tables | {"elsewhere": elsewhere(read.elsewhere), "speed": speed(read.speed)}
+    tables |= {"elsewhere": elsewhere(read.elsewhere), "speed": speed(read.speed)}
+    return tables | {"steered": steered(read.counted, read.speed)}
 
 
 def with_tables(text, tables):

@@ -1,10 +1,13 @@
 """Tables say what the CSV files do, and the pages hold the tables."""
 
+from functools import partial
+
 import pytest
 from conftest import ROOT
 from made_up import LASTS, LOSES, OPTIONAL_TAGS, STOPPED, WELL, fails_in, history, rows, run, without
 
 from assets import study, tables
+from assets.speed import EVERYBODYS, THIS_PROJECTS
 from common import RunError
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -53,13 +56,22 @@ def test_drift_stands_beside_the_rate_that_had_it():
     ]
 
 
+def test_a_steered_run_has_the_time_of_a_step_where_that_was_measured():
+    runs = [run(LASTS, 36, variant="adam"), run(LASTS, 10), run(LASTS, 39, variant="adam")]
+    timed = {"device": "cpu", "loop": THIS_PROJECTS, "experiment": 36, "title": "made up"}
+    others = [timed | {"experiment": 10, "title": "another"}, timed | {"loop": EVERYBODYS}, timed | {"device": "cuda"}]
+    speed = [timed | {"seconds_a_step": seconds} for seconds in (0.03, 0.04, 0.08)]
+    speed += [other | {"seconds_a_step": 1.0} for other in others]
+    assert [line[-2] for line in rows(tables.steered(runs, speed))] == ["40.0", "-", "-"]
+
+
 @pytest.mark.parametrize("tag", OPTIONAL_TAGS)
 def test_what_older_runs_lack_is_a_dash_in_every_table(tag):
     older = without(LASTS, tag)
     runs = [run(older, experiment) for experiment in (1, 18)]
     runs += [run(older, 36, variant="adam"), run(older[:20], 37, variant="adam_0.1", drift=0.1, epochs=20)]
     whole = [other | {"history": LASTS[: other["epochs"]]} for other in runs]
-    for make in (tables.all_results, tables.choices, tables.drift_dose, tables.steered):
+    for make in (tables.all_results, tables.choices, tables.drift_dose, partial(tables.steered, speed_rows=[])):
         lines, wanted = rows(make(runs)), rows(make(whole))
         assert len(lines) == len(wanted) > 0
         for cells, others in zip(lines, wanted, strict=True):
