@@ -2,7 +2,7 @@
 
 SGD and Adam, leaky, 40 epochs each, to be run with --limit 12000 as experiment 30: is it the same number for another
 size of image?
-Seen, two seeds: all last, with 69 to 87 % after 30 epochs, where the best rate by hand (30, 0.003) has 32 to 51. With
+Seen, two seeds: all last, with 68 to 87 % after 30 epochs, where the best rate by hand (30, 0.003) has 32 to 51. With
 SGD they follow the digits, with Adam in part.
 """
 

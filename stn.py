@@ -306,12 +306,12 @@ class DriftLR:
 
     Attributes:
         drift: the last that was measured, a number; None before that.
-        rate: what the group has now, unless its own is smaller.
+        rate: what steps are made with, unless the group's own is smaller.
 
     Raises ValueError if an argument is not as above; if the group holds weights that `theta` does not come from, where
     `predict` can be differentiated; and in `step()`, if the optimizer has made none in 64: of one that wraps another,
     give the inner one. Warns if `theta` has no gradient, if 64 steps were not followed by `step()`, and if the
-    localization net hardly learns.
+    localization net hardly learns at its full rate, where no scheduler lowers that.
 
     A deep copy predicts with the copied net only where `predict` is its method. Not for Rprop, whose steps do not
     follow the rate, nor for LBFGS, which reads it before it asks for the gradient.

@@ -168,14 +168,14 @@ def all_results(runs):
 CHOICES = {  # what to have in one's own code, by the experiment and variant that tried it
     (1, None): "`SGD(lr=0.01)`",
     (10, None): "`SGD(lr=0.01)`, the localization net at 0.001",
-    (36, "sgd"): "`SGD(lr=0.01)`, leaky, `DriftLR` from 0.1",
+    (36, "sgd"): "`SGD(lr=0.01)`, leaky, `DriftLR` up to 0.1",
     (9, None): "`Adam(lr=0.001)`",
     (27, None): "`Adam(lr=0.001)`, the localization net at 0.0001",
     (7, None): "`Adam(lr=0.0001)`",
     (21, None): "`Adam(lr=0.001)`, leaky, `limit_motion`",
     (36, "adam"): "`Adam(lr=0.001)`, leaky, `DriftLR`",
     (28, "0.0001"): "`SGD(lr=0.01, momentum=0.9)`, the localization net at 0.0001",
-    (36, "momentum"): "`SGD(lr=0.01, momentum=0.9)`, leaky, `DriftLR` from 0.1",
+    (36, "momentum"): "`SGD(lr=0.01, momentum=0.9)`, leaky, `DriftLR` up to 0.1",
 }
 COMPARED_AFTER = 30  # epochs
 
