@@ -2,7 +2,7 @@
 
 Those of daviddao/spatial-transformer-tensorflow and aicaffeinelife/Pytorch-STN before our classifier, Adam 0.001, the
 second leaky, 30 epochs each: is it the same number for other networks?
-Seen, two seeds and one: both follow the digits and last, daviddao's with 93 %, as if limited (31), aicaffeinelife's
+Seen, two seeds each: both follow the digits and last, daviddao's with 93 %, as if limited (31), aicaffeinelife's
 with 94 %, a point less than limited.
 """
 
