@@ -1,7 +1,7 @@
 """Experiment 2: without input normalization.
 
 Black is 0, and so is the padding: there is no frame. Does training last, with SGD at learning rate 0.01?
-Seen: most seeds fail, later than in experiment 1; one lasts and zooms out slowly.
+Seen: most seeds fail, later than in experiment 1; two last and zoom out slowly.
 """
 
 import torch
