@@ -172,9 +172,17 @@ def went_wrong(run):
     return fate(run) != "lasts" and not has_dead_units(run)
 
 
+def as_one_group(optimizer):
+    """The text of an optimizer; "SGD(lr=0.01)" where it has several groups that all have the options lr=0.01."""
+    kind, _, groups = optimizer.removesuffix(")").partition("(")
+    options = [group.partition(" on ")[0] for group in groups.split("; ")]
+    return f"{kind}({options[0]})" if len(options) > 1 and len(set(options)) == 1 else optimizer
+
+
 def setting_of(run):
     """What runs that differ by their seed alone have in common, whatever their experiment's number."""
-    return run["dataset"], run["digits"], run["limit"], *settings_of(run | {"data": None}).values()
+    settings = settings_of(run | {"data": None, "optimizer": as_one_group(run["optimizer"])})
+    return run["dataset"], run["digits"], run["limit"], *settings.values()
 
 
 def chance(run, runs):

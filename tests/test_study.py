@@ -79,9 +79,11 @@ def test_one_map_of_dead_units_is_told_apart():
 
 def test_of_a_short_run_that_did_not_go_wrong_its_settings_share_counts():
     longer = [run(LASTS, seed=0), run(LOSES, seed=1), run(LOSES, seed=2), run(STOPPED, seed=3)]
-    short = run(LASTS[:20], experiment=17, variant="0.01", epochs=20)
-    other = run(LOSES, seed=4, max_motion=0.1)  # of another setting
-    assert study.chance(short, [*longer, short, other]) == 0.75
-    assert study.chance(short, [short, other]) == 0
+    groups = {"optimizer": "SGD(lr=0.01 on stn; lr=0.01 on classifier)"}
+    short = run(LASTS[:20], experiment=17, variant="0.01", epochs=20, **groups)
+    others = [{"max_motion": 0.1}, {"optimizer": "SGD(lr=0.01 on stn; lr=0.1 on classifier)"}]
+    others = [run(LOSES, seed=4, **other) for other in [*others, {"optimizer": "SGD(lr=0.01 on stn)"}]]
+    assert study.chance(short, [*longer, short, *others]) == 0.75
+    assert study.chance(short, [short, *others]) == 0
     failed = run(history(*[WELL] * 9, *[OFF] * 11), experiment=17, epochs=20)
     assert study.chance(failed, [*longer, failed]) == 1 and study.chance(longer[0], longer) == 0
