@@ -290,11 +290,11 @@ def run_of(row):
     return row["network"], row["optimizer"], row["lines"], row["seed"]
 
 
-def add_runs(seeds, only, lines, data_dir, path=ASSETS / "elsewhere.csv"):
+def add_runs(seeds, only, data_dir, path=ASSETS / "elsewhere.csv"):
     """Makes the runs that the file lacks, or has without their drift, and adds each once it has ended."""
     torch.set_num_threads(1)
     sets = {}
-    for seed, setting, kind in product(range(seeds), SETTINGS, lines):
+    for seed, setting, kind in product(range(seeds), SETTINGS, LINES):
         run = setting.network, setting.optimizer, kind, seed
         there = {run_of(row) for row in read_table(path) if row.get("drift") is not None}
         if only not in (None, setting.network) or run in there:
@@ -311,7 +311,6 @@ def main():
     command = Command(prog="python -m assets.elsewhere", description=__doc__)
     command.add_argument("--seeds", type=positive, default=2, metavar="N", help="runs of each, with seeds from 0 on")
     command.add_argument("--only", choices=list(dict.fromkeys(s.network for s in SETTINGS)), help="of the networks")
-    command.add_argument("--lines", nargs="+", choices=list(LINES), default=["neither", "both"])
     command.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of MNIST")
     command.set_defaults(function=add_runs)
     command.run()

@@ -154,11 +154,11 @@ def test_runs_that_the_file_has_are_not_made_again(tmp_path, monkeypatch):
     older = {"network": "normalized", "optimizer": "Adam 0.001", "lines": "both", "seed": 0, "step": 1}
     path.write_bytes(records.format_table([older, older | {"seed": 9}]))
     arguments = {"only": "normalized", "data_dir": "nowhere", "path": path}
-    elsewhere.add_runs(1, lines=["neither", "both"], **arguments)
-    elsewhere.add_runs(2, lines=["neither", "both"], **arguments)
-    assert made == [("normalized", lines, seed) for seed in (0, 1) for lines in ("neither", "both")]
+    elsewhere.add_runs(1, **arguments)
+    elsewhere.add_runs(2, **arguments)
+    assert made == [("normalized", lines, seed) for seed in (0, 1) for lines in elsewhere.LINES]
     older, *found = records.read_table(path)
-    assert older["seed"] == 9 and len(found) == 8  # of the other, made before there was drift, nothing is left
+    assert older["seed"] == 9 and len(found) == 24  # of the other, made before there was drift, nothing is left
     assert found[0]["accuracy"] == 12.3457
 
 

@@ -81,8 +81,8 @@ def test_of_a_short_run_that_did_not_go_wrong_its_settings_share_counts():
     longer = [run(LASTS, seed=0), run(LOSES, seed=1), run(LOSES, seed=2), run(STOPPED, seed=3)]
     groups = {"optimizer": "SGD(lr=0.01 on stn; lr=0.01 on classifier)"}
     short = run(LASTS[:20], experiment=17, variant="0.01", epochs=20, **groups)
-    others = [{"max_motion": 0.1}, {"optimizer": "SGD(lr=0.01 on stn; lr=0.1 on classifier)"}]
-    others = [run(LOSES, seed=4, **other) for other in [*others, {"optimizer": "SGD(lr=0.01 on stn)"}]]
+    others = [run(LOSES, seed=4, max_motion=0.1)]  # of other settings
+    others += [run(LOSES, seed=4, optimizer=f"SGD(lr=0.01 on stn{rest})") for rest in ("", "; lr=0.1 on classifier")]
     assert study.chance(short, [*longer, short, *others]) == 0.75
     assert study.chance(short, [short, *others]) == 0
     failed = run(history(*[WELL] * 9, *[OFF] * 11), experiment=17, epochs=20)
